@@ -1,0 +1,1 @@
+//! The Kubernetes-shaped API server over the etcd v3 API.

@@ -1,0 +1,1 @@
+//! The node data daemon: exports volumes as block devices.

@@ -1,0 +1,2 @@
+//! The one binary: every role and the admin verbs.
+fn main() {}

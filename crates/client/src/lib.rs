@@ -1,0 +1,1 @@
+//! The volume client library: client-core over real connections.

@@ -1,0 +1,1 @@
+//! Reconcilers: provisioning and binding, attach and detach.

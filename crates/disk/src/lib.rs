@@ -1,0 +1,1 @@
+//! Block devices and files behind one trait, with O_DIRECT.

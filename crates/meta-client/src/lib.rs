@@ -1,0 +1,1 @@
+//! Finds the metadata leader, retries idempotently, watches the map.

@@ -1,0 +1,1 @@
+//! The replicated state machine: map, volumes, attachments, key-value store.

@@ -1,0 +1,1 @@
+//! The metadata daemon: raft driver, RocksDB, gRPC and the etcd v3 API.

@@ -1,0 +1,1 @@
+//! One placement group: order, replicate, recover, as a state machine without I/O.

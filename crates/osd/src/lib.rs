@@ -1,0 +1,1 @@
+//! The object storage daemon: joins osd-core, store and the network.

@@ -1,0 +1,1 @@
+//! straw2 placement over failure domains: a pure function of the map.

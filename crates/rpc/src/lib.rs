@@ -1,0 +1,1 @@
+//! Framed data-path connections: dial, deadlines, backpressure.

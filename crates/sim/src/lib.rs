@@ -1,0 +1,1 @@
+//! Deterministic simulation: virtual clock, network and disks.

@@ -1,0 +1,1 @@
+//! The object store engine: WAL, extents, checksums, index.

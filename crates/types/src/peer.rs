@@ -1,0 +1,1 @@
+//! What OSDs say to each other: replication, leases, activation and recovery.

@@ -1,0 +1,1 @@
+//! Data-path frames to bytes and back, without I/O.

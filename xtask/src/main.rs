@@ -1,0 +1,2 @@
+//! Project automation: demo, test, ci, tidy.
+fn main() {}
