@@ -1,2 +1,48 @@
-//! Project automation: demo, test, ci, tidy.
-fn main() {}
+//! Project automation: `cargo xtask demo | test | ci | tidy | sim`.
+//!
+//! This program decides nothing about the product. It prepares the machine (saying so), calls cargo, and tells the
+//! demonstration's story by driving the `cairn` binary and `kubectl` the way a person would. It links none of the
+//! product's crates, so that it builds in seconds.
+
+#![forbid(unsafe_code)]
+
+mod ci;
+mod cluster;
+mod demo;
+mod machine;
+mod report;
+mod shell;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Automation of the Cairn project", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing, build, start a cluster on this machine and tell the whole story.
+    Demo(demo::Options),
+    /// Install what is missing and pass every test.
+    Test(ci::TestOptions),
+    /// The gate: formatting, lints, tidy, licences, then `test`.
+    Ci,
+    /// Hold the tree against its own rules: allowed arrows, file headers, words that may not stand in code.
+    Tidy,
+    /// Run the deterministic simulation; a failure prints the command that replays it.
+    Sim(ci::SimOptions),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().task {
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => ci::test(&options),
+        Task::Ci => ci::run(),
+        Task::Tidy => tidy::run(),
+        Task::Sim(options) => ci::sim(&options),
+    }
+}

@@ -1,0 +1,110 @@
+//! The gate and the tests: which checks run, in which order, with their times.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::machine::{self, Need};
+use crate::shell::{self, cargo};
+use crate::{demo, tidy};
+
+/// The version of cargo-deny that the gate is written for.
+const CARGO_DENY: &str = "0.20.2";
+
+#[derive(Args, Default)]
+pub(crate) struct TestOptions {
+    /// Leave out the end-to-end tests, which start clusters and need root.
+    #[arg(long)]
+    no_e2e: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct SimOptions {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// Run this seed only, or start from it when --seeds is given too.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything a change must pass before it lands.
+pub(crate) fn run() -> Result<()> {
+    let start = Instant::now();
+    machine::prepare(Need::Test)?;
+    let mut times = Vec::new();
+    stage(&mut times, "fmt", || shell::run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    stage(&mut times, "tidy", tidy::run)?;
+    stage(&mut times, "deny", deny)?;
+    stage(&mut times, "clippy", || {
+        shell::run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+    })?;
+    stage(&mut times, "test", || test(&TestOptions::default()))?;
+    println!("\nstage            s");
+    for (name, seconds) in &times {
+        println!("{name:<12} {seconds:>6}");
+    }
+    println!("{:<12} {:>6}", "total", start.elapsed().as_secs());
+    Ok(())
+}
+
+/// `cargo xtask test`: unit and property tests, the simulation in its short form, then the stories on real processes.
+pub(crate) fn test(options: &TestOptions) -> Result<()> {
+    machine::prepare(Need::Test)?;
+    shell::run(&mut cargo(&["build", "--workspace", "--locked"]))?;
+    shell::run(&mut cargo(&["test", "--workspace", "--exclude", "cairn-tests", "--locked"]))?;
+    sim(&SimOptions { seeds: SHORT_SIM_SEEDS, seed: None, json: false })?;
+    if options.no_e2e {
+        println!("the end-to-end tests were left out (--no-e2e)");
+        return Ok(());
+    }
+    machine::check_host()?;
+    // One at a time: each starts a cluster of its own on a machine that may have two cores.
+    shell::run(&mut cargo(&["test", "--package", "cairn-tests", "--locked", "--", "--test-threads=1"]))?;
+    demo::run(&demo::Options::for_ci())
+}
+
+/// Seeds of the simulation that every change must pass.
+const SHORT_SIM_SEEDS: u64 = 100;
+
+/// Runs the simulation's own program, which links no RocksDB.
+pub(crate) fn sim(options: &SimOptions) -> Result<()> {
+    let seeds = options.seeds.to_string();
+    let mut args = vec!["run", "--quiet", "--package", "cairn-sim", "--bin", "cairn-sim", "--", "--seeds", &seeds];
+    let seed = options.seed.map(|seed| seed.to_string());
+    if let Some(seed) = &seed {
+        args.extend(["--seed", seed]);
+    }
+    if options.json {
+        args.push("--json");
+    }
+    shell::run(&mut cargo(&args))
+}
+
+/// Licences, sources and banned crates. Advisories only where their database can be reached.
+fn deny() -> Result<()> {
+    let has = Command::new("cargo-deny").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !has {
+        println!("cargo-deny is missing; building it once with cargo install");
+        // The dev profile: it runs for a second, so its own speed does not matter.
+        shell::run(&mut cargo(&["install", "--locked", "--quiet", "--debug", "--version", CARGO_DENY, "cargo-deny"]))
+            .context("cargo-deny could not be installed from the registry")?;
+    }
+    shell::run(&mut cargo(&["deny", "--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
+}
+
+fn stage(times: &mut Vec<(String, u64)>, name: &str, action: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("\n---- {name}");
+    let start = Instant::now();
+    let result = action();
+    times.push((name.to_owned(), start.elapsed().as_secs()));
+    if let Err(error) = result {
+        bail!("stage `{name}` failed: {error:#}");
+    }
+    Ok(())
+}
