@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod convert;
+
 macro_rules! generated {
     ($(#[$doc:meta])* $name:ident, $package:literal) => {
         $(#[$doc])*
@@ -15,11 +17,60 @@ macro_rules! generated {
     };
 }
 
-generated!(
-    /// `cairn.meta.v1`: the metadata service.
-    meta, "cairn.meta.v1"
-);
+/// The generator writes paths between packages relative to the package's own depth, so this one, which speaks of
+/// etcd's messages, stands at its full depth.
+mod cairn {
+    pub(crate) mod meta {
+        generated!(
+            /// `cairn.meta.v1`: the metadata service.
+            v1, "cairn.meta.v1"
+        );
+    }
+}
+pub use cairn::meta::v1 as meta;
+
 generated!(
     /// `cairn.attach.v1`: the node's data daemon.
     attach, "cairn.attach.v1"
 );
+generated!(
+    /// `cairn.meta.raft.v1`: metadata members among themselves.
+    meta_raft, "cairn.meta.raft.v1"
+);
+generated!(
+    /// etcd v3: the records of the key-value space.
+    mvccpb, "mvccpb"
+);
+generated!(
+    /// etcd v3: the calls.
+    etcdserverpb, "etcdserverpb"
+);
+generated!(
+    /// `runtime.v1`: the Container Runtime Interface.
+    cri, "runtime.v1"
+);
+generated!(
+    /// `pluginregistration`: how the agent (or a kubelet) finds plugins.
+    registration, "pluginregistration"
+);
+
+/// `csi.v1`: the Container Storage Interface. Messages that carry secrets have a Debug that shows nothing.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+pub mod csi {
+    tonic::include_proto!("csi.v1");
+    include!(concat!(env!("OUT_DIR"), "/csi.v1.redacted.rs"));
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::csi;
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let mut request = csi::NodeStageVolumeRequest { volume_id: "7".into(), ..Default::default() };
+        request.secrets.insert("key".into(), "hunter2".into());
+        assert!(!format!("{request:?}").contains("hunter2"));
+        let mount = csi::volume_capability::MountVolume { mount_flags: vec!["password=x".into()], ..Default::default() };
+        assert!(!format!("{:?}", Some(mount)).contains("password"));
+    }
+}
