@@ -16,7 +16,15 @@ struct Package {
 
 const BUILD: &[Package] = &[
     Package { name: "build-essential", shown_by: &["/usr/bin/g++"], purpose: "compiles RocksDB" },
-    Package { name: "libclang-dev", shown_by: &["/usr/lib/llvm-14/lib/libclang.so", "/usr/lib/llvm-19/lib/libclang.so", "/usr/lib/llvm-16/lib/libclang.so"], purpose: "bindings of RocksDB" },
+    Package {
+        name: "libclang-dev",
+        shown_by: &[
+            "/usr/lib/llvm-14/lib/libclang.so",
+            "/usr/lib/llvm-19/lib/libclang.so",
+            "/usr/lib/llvm-16/lib/libclang.so",
+        ],
+        purpose: "bindings of RocksDB",
+    },
     Package { name: "clang", shown_by: &["/usr/bin/clang"], purpose: "the headers that libclang reads" },
 ];
 
@@ -26,13 +34,21 @@ const RUN: &[Package] = &[
     Package { name: "containernetworking-plugins", shown_by: &["/usr/lib/cni/bridge"], purpose: "the pods' network" },
     Package { name: "iptables", shown_by: &["/usr/sbin/iptables"], purpose: "used by the pods' network" },
     Package { name: "iproute2", shown_by: &["/usr/sbin/ip", "/sbin/ip", "/bin/ip"], purpose: "network namespaces" },
-    Package { name: "busybox-static", shown_by: &["/bin/busybox", "/usr/bin/busybox"], purpose: "the demo's container image" },
+    Package {
+        name: "busybox-static",
+        shown_by: &["/bin/busybox", "/usr/bin/busybox"],
+        purpose: "the demo's container image",
+    },
     Package { name: "e2fsprogs", shown_by: &["/sbin/mkfs.ext4", "/usr/sbin/mkfs.ext4"], purpose: "ext4 on volumes" },
 ];
 
 const TEST: &[Package] = &[
     Package { name: "etcd-client", shown_by: &["/usr/bin/etcdctl"], purpose: "drives the etcd API" },
-    Package { name: "etcd-server", shown_by: &["/usr/bin/etcd"], purpose: "the API server is tested on a real etcd too" },
+    Package {
+        name: "etcd-server",
+        shown_by: &["/usr/bin/etcd"],
+        purpose: "the API server is tested on a real etcd too",
+    },
     Package { name: "fio", shown_by: &["/usr/bin/fio"], purpose: "verifies block devices" },
     Package { name: "libnbd-bin", shown_by: &["/usr/bin/nbdinfo"], purpose: "drives the NBD server" },
     Package { name: "qemu-utils", shown_by: &["/usr/bin/qemu-img"], purpose: "drives the NBD server" },
@@ -93,7 +109,8 @@ pub(crate) fn check_host() -> Result<()> {
     if uid != Some("0") {
         bail!("mounting volumes and running containers needs root: run the command again as root");
     }
-    for (device, why) in [("/dev/fuse", "FUSE, which carries the block device"), ("/dev/loop-control", "loop devices")] {
+    for (device, why) in [("/dev/fuse", "FUSE, which carries the block device"), ("/dev/loop-control", "loop devices")]
+    {
         if !Path::new(device).exists() {
             bail!("{device} is missing: this kernel lacks {why}");
         }

@@ -140,9 +140,12 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 }
 
 fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
-    let listed = shell::capture(
-        std::process::Command::new("git").current_dir(root).args(["ls-files", "-co", "--exclude-standard", "*.rs"]),
-    )?;
+    let listed = shell::capture(std::process::Command::new("git").current_dir(root).args([
+        "ls-files",
+        "-co",
+        "--exclude-standard",
+        "*.rs",
+    ]))?;
     Ok(listed.lines().map(|line| root.join(line)).filter(|file| file.is_file()).collect())
 }
 
