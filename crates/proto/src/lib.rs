@@ -17,25 +17,28 @@ macro_rules! generated {
     };
 }
 
-/// The generator writes paths between packages relative to the package's own depth, so this one, which speaks of
-/// etcd's messages, stands at its full depth.
+/// The generator writes paths between packages relative to the packages' own depth, so those that speak of each
+/// other's messages stand at their full depth.
 mod cairn {
     pub(crate) mod meta {
         generated!(
             /// `cairn.meta.v1`: the metadata service.
             v1, "cairn.meta.v1"
         );
+        pub(crate) mod raft {
+            generated!(
+                /// `cairn.meta.raft.v1`: metadata members among themselves.
+                v1, "cairn.meta.raft.v1"
+            );
+        }
     }
 }
+pub use cairn::meta::raft::v1 as meta_raft;
 pub use cairn::meta::v1 as meta;
 
 generated!(
     /// `cairn.attach.v1`: the node's data daemon.
     attach, "cairn.attach.v1"
-);
-generated!(
-    /// `cairn.meta.raft.v1`: metadata members among themselves.
-    meta_raft, "cairn.meta.raft.v1"
 );
 generated!(
     /// etcd v3: the records of the key-value space.
