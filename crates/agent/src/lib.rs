@@ -4,5 +4,9 @@
 
 pub mod containerd;
 pub mod cri;
+mod directory;
 mod mounts;
 mod names;
+mod pod;
+mod quantity;
+mod server;

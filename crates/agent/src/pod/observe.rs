@@ -40,7 +40,9 @@ pub(crate) struct Contained {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum State {
     Created,
-    Running { started: Option<Timestamp> },
+    Running {
+        started: Option<Timestamp>,
+    },
     Exited(Exit),
     /// The runtime lost track of it.
     Unknown,

@@ -107,6 +107,14 @@ pub(crate) fn ended_in_api(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
+/// The attempt that follows what the API records, for a container that the runtime no longer knows.
+pub(crate) fn next_attempt(pod: &Pod, name: &str) -> u32 {
+    let Some(status) = pod.status.as_ref() else { return 0 };
+    let mut statuses = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let ran = statuses.find(|entry| entry.name == name).filter(|entry| entry.container_id.is_some());
+    ran.map_or(0, |entry| u32::try_from(entry.restart_count).unwrap_or(0) + 1)
+}
+
 /// The exit code that the API records for a container that the runtime no longer knows.
 pub(crate) fn recorded_exit(pod: &Pod, name: &str) -> Option<i32> {
     let status = pod.status.as_ref()?;
