@@ -1,1 +1,36 @@
-//! The replicated state machine: map, volumes, attachments, key-value store.
+//! The replicated state machine of the metadata service: the cluster map, PG configurations, pools, volumes, attachments,
+//! nodes, and a key-value space with etcd's semantics.
+//!
+//! A driver feeds it the committed commands of the Raft log in order and writes what it answers: [`Machine::apply`]
+//! turns a command into a batch, a reply and events. The same code runs in the daemon (over RocksDB) and in the
+//! simulation (over [`MemoryState`]).
+//!
+//! It never does I/O, never reads a clock, never draws a random number, never iterates in an order that another member
+//! would not have. Times and random ids come in the command.
+//!
+//! Queries ([`query`], [`health`], [`kv`]) are plain functions of the machine and the state.
+
+#![forbid(unsafe_code)]
+
+mod attach;
+mod capacity;
+pub mod health;
+mod history;
+mod keys;
+pub mod kv;
+mod machine;
+mod osd;
+mod pg;
+mod pool;
+pub mod query;
+mod record;
+mod refusal;
+mod session;
+mod state;
+mod volume;
+
+pub use machine::{Applied, Event, Machine, STATE_FORMAT, SUPPORTED_CLUSTER_VERSION};
+pub use query::fence_pending;
+pub use refusal::{Corrupt, Failure, Refusal};
+pub use session::{REPLIES, SESSIONS};
+pub use state::{Batch, Change, MemoryState, StateRead};

@@ -1,0 +1,218 @@
+//! Who may hold a volume (publish), who holds it (attach, under a generation), and the nodes that can.
+//!
+//! Taking over is one command: the old generation leaves the valid set and the new one enters it, in one epoch. Whether
+//! every PG has heard of that epoch is [`crate::query::fence_pending`]'s question; the data session starts only then.
+
+use cairn_proto::convert::{attach_mode_from, session_from};
+use cairn_proto::meta::{
+    AttachReply, AttachRequest, Attachment, DetachReply, DetachRequest, ErrorCode, NodeRecord, Publication,
+    PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply, RegisterNodeRequest, UnpublishVolumeReply,
+    UnpublishVolumeRequest, VolumeRecord,
+};
+use cairn_types::map::Location;
+use cairn_types::volume::AttachMode;
+
+use crate::machine::{Machine, Turn};
+use crate::refusal::{Outcome, Refusal};
+use crate::volume::{called, required, shown};
+use crate::{keys, record};
+
+/// The most nodes that hold one volume at once.
+const HOLDERS: usize = 256;
+
+/// Two holders can stand beside each other when neither wants the volume alone.
+fn at_peace(one: AttachMode, other: AttachMode) -> bool {
+    one != AttachMode::Exclusive && other != AttachMode::Exclusive
+}
+
+fn word(mode: AttachMode) -> &'static str {
+    match mode {
+        AttachMode::Exclusive => "alone",
+        AttachMode::ReadOnly => "read-only",
+        AttachMode::Shared => "shared",
+    }
+}
+
+impl Machine {
+    pub(crate) fn register_node(
+        &mut self,
+        turn: &mut Turn<'_>,
+        request: RegisterNodeRequest,
+    ) -> Outcome<RegisterNodeReply> {
+        if request.name.is_empty() || request.name.len() > 253 || request.name.chars().any(char::is_control) {
+            let message = format!("`{}` cannot be the name of a node", request.name.escape_debug());
+            return Err(Refusal::invalid(message).into());
+        }
+        let mut location = request.location.unwrap_or_default();
+        if location.host.is_empty() {
+            location.host.clone_from(&request.name);
+        }
+        let location = Location::from(location);
+        let node = NodeRecord { name: request.name, location: Some((&location).into()) };
+        if self.nodes.get(&node.name) != Some(&node) {
+            record::store(&mut turn.state, keys::node(&node.name), &node);
+            self.nodes.insert(node.name.clone(), node);
+        }
+        Ok(RegisterNodeReply {})
+    }
+
+    fn check_node(&self, node: &str) -> Result<(), Refusal> {
+        if self.nodes.contains_key(node) {
+            return Ok(());
+        }
+        let message = format!("there is no node `{node}`");
+        Err(Refusal::not_found(message).remedy("start `cairn attach` on it: that makes it known"))
+    }
+
+    pub(crate) fn publish_volume(
+        &mut self,
+        turn: &mut Turn<'_>,
+        request: &PublishVolumeRequest,
+    ) -> Outcome<PublishVolumeReply> {
+        let mut record = required(&turn.state, request.volume.as_ref())?;
+        self.check_node(&request.node)?;
+        let mode = attach_mode_from(request.mode)?;
+        for other in &record.publications {
+            let theirs = attach_mode_from(other.mode)?;
+            if other.node == request.node && theirs == mode {
+                return Ok(PublishVolumeReply {});
+            }
+            if other.node == request.node {
+                let message = format!(
+                    "{} is published to node `{}` already, {} and not {}",
+                    called(&record),
+                    request.node,
+                    word(theirs),
+                    word(mode)
+                );
+                return Err(Refusal::new(ErrorCode::AlreadyExists, message).remedy("unpublish it first").into());
+            }
+            if !at_peace(mode, theirs) {
+                let message = format!("{} is published to node `{}` ({})", called(&record), other.node, word(theirs));
+                return Err(Refusal::new(ErrorCode::Conflict, message).remedy("unpublish it there first").into());
+            }
+        }
+        if record.publications.len() >= HOLDERS {
+            return Err(Refusal::precondition(format!("{HOLDERS} nodes hold {} already", called(&record))).into());
+        }
+        record.publications.push(Publication { node: request.node.clone(), mode: request.mode });
+        self.write_volume(turn, &record);
+        Ok(PublishVolumeReply {})
+    }
+
+    /// Also fences whatever still holds the volume there: after this the node has no access.
+    pub(crate) fn unpublish_volume(
+        &mut self,
+        turn: &mut Turn<'_>,
+        request: &UnpublishVolumeRequest,
+    ) -> Outcome<UnpublishVolumeReply> {
+        let Some(mut record) = crate::volume::find(&turn.state, request.volume.as_ref())? else {
+            return Ok(UnpublishVolumeReply {});
+        };
+        let before = record.clone();
+        let stays = |node: &str| !request.node.is_empty() && node != request.node;
+        record.publications.retain(|publication| stays(&publication.node));
+        let volume = record.volume.get_or_insert_default();
+        volume.attachments.retain(|attachment| stays(&attachment.node));
+        if record != before {
+            self.write_volume(turn, &record);
+        }
+        Ok(UnpublishVolumeReply {})
+    }
+
+    pub(crate) fn attach(&mut self, turn: &mut Turn<'_>, request: &AttachRequest) -> Outcome<AttachReply> {
+        let mut record = required(&turn.state, request.volume.as_ref())?;
+        self.check_node(&request.node)?;
+        session_from(&request.data_session)?;
+        let mode = attach_mode_from(request.mode)?;
+        let held = record.volume.as_ref().map_or(&[][..], |volume| &volume.attachments);
+        if let Some(same) = held.iter().find(|a| a.session == request.data_session) {
+            if same.node == request.node && same.mode == request.mode {
+                let (generation, epoch) = (same.generation, self.map.epoch.0);
+                return Ok(AttachReply { volume: Some(shown(&record)), generation, epoch });
+            }
+            return Err(Refusal::invalid("every attachment needs a data session of its own").into());
+        }
+        check_publication(&record, request, mode)?;
+        let replaced = |a: &Attachment| a.node == request.node || a.generation == request.replaces;
+        if !request.steal {
+            check_holders(&record, held.iter().filter(|a| !replaced(a)), mode)?;
+        }
+        let generation = record.next_generation;
+        let volume = record.volume.get_or_insert_default();
+        let mut kept = Vec::new();
+        for holder in volume.attachments.drain(..).filter(|a| !replaced(a)) {
+            if at_peace(mode, attach_mode_from(holder.mode)?) {
+                kept.push(holder);
+            }
+        }
+        kept.push(Attachment {
+            generation,
+            node: request.node.clone(),
+            session: request.data_session.clone(),
+            mode: request.mode,
+        });
+        volume.attachments = kept;
+        record.next_generation += 1;
+        self.write_volume(turn, &record);
+        Ok(AttachReply { volume: Some(shown(&record)), generation, epoch: self.coming_epoch().0 })
+    }
+
+    pub(crate) fn detach(&mut self, turn: &mut Turn<'_>, request: &DetachRequest) -> Outcome<DetachReply> {
+        let Some(mut record) = crate::volume::find(&turn.state, request.volume.as_ref())? else {
+            return Ok(DetachReply {});
+        };
+        let volume = record.volume.get_or_insert_default();
+        let before = volume.attachments.len();
+        volume.attachments.retain(|attachment| attachment.generation != request.generation);
+        if volume.attachments.len() != before {
+            self.write_volume(turn, &record);
+        }
+        Ok(DetachReply {})
+    }
+}
+
+/// A volume that is published somewhere is for those nodes, in their mode. One that is published nowhere may be attached
+/// by an admin anywhere.
+fn check_publication(record: &VolumeRecord, request: &AttachRequest, mode: AttachMode) -> Outcome<()> {
+    let here = record.publications.iter().find(|p| p.node == request.node);
+    if let Some(publication) = here {
+        if attach_mode_from(publication.mode)? == AttachMode::ReadOnly && mode != AttachMode::ReadOnly {
+            let message = format!("{} is published to node `{}` read-only", called(record), request.node);
+            return Err(Refusal::precondition(message).remedy("attach it read-only").into());
+        }
+        return Ok(());
+    }
+    match record.publications.iter().find(|p| attach_mode_from(p.mode).is_ok_and(|theirs| !at_peace(mode, theirs))) {
+        Some(other) if !request.steal => {
+            let message =
+                format!("{} is published to node `{}` and not to `{}`", called(record), other.node, request.node);
+            Err(Refusal::new(ErrorCode::Conflict, message)
+                .remedy(format!("unpublish it from `{}`, or take it over", other.node))
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_holders<'a>(
+    record: &VolumeRecord,
+    holders: impl Iterator<Item = &'a Attachment>,
+    mode: AttachMode,
+) -> Outcome<()> {
+    let mut count = 0;
+    for holder in holders {
+        count += 1;
+        let theirs = attach_mode_from(holder.mode)?;
+        if !at_peace(mode, theirs) {
+            let message = format!("{} is attached to node `{}` ({})", called(record), holder.node, word(theirs));
+            return Err(Refusal::new(ErrorCode::Conflict, message)
+                .remedy("detach it there, or take it over: the other holder's writes are then refused")
+                .into());
+        }
+    }
+    if count >= HOLDERS {
+        return Err(Refusal::precondition(format!("{HOLDERS} nodes hold {} already", called(record))).into());
+    }
+    Ok(())
+}

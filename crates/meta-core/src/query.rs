@@ -1,0 +1,152 @@
+//! Questions about the present state, answered without changing it: volumes, pools, nodes, usage, and whether a fence
+//! holds. A driver that wants linearizable answers asks after a read index.
+
+use cairn_proto::meta::{
+    ListVolumesReply, ListVolumesRequest, Location, Node, PoolStatus, Usage, Volume, VolumeRecord, VolumeRef,
+};
+use cairn_types::map::{ClusterMap, PgConfig, Pool};
+use cairn_types::{Epoch, PgId, PoolId, VolumeId};
+
+use crate::capacity::available;
+use crate::machine::Machine;
+use crate::pg::is_up;
+use crate::refusal::{Corrupt, Outcome, Refusal};
+use crate::state::StateRead;
+use crate::{keys, record, volume};
+
+/// The most volumes on one page.
+pub const PAGE: usize = 1000;
+
+/// The PGs of a pool that have no member of their latest in-sync set that durably acknowledged `epoch`. While any is
+/// left, a holder fenced in that epoch might still be served there.
+#[must_use]
+pub fn fence_pending(map: &ClusterMap, pool: PoolId, epoch: Epoch) -> Vec<PgId> {
+    let knows = |pg: &PgConfig| pg.isr.iter().any(|osd| map.osds.get(osd).is_some_and(|osd| osd.acked_epoch >= epoch));
+    let first = PgId { pool, index: 0 };
+    let last = PgId { pool, index: u32::MAX };
+    map.pgs.range(first..=last).filter(|(_, pg)| !knows(pg)).map(|(id, _)| *id).collect()
+}
+
+/// A volume by id or name. One that is being purged is gone.
+///
+/// # Errors
+/// When its record cannot be read.
+pub fn volume(state: &dyn StateRead, by: &VolumeRef) -> Result<Option<Volume>, Corrupt> {
+    Ok(volume::find(state, Some(by))?.map(|record| volume::shown(&record)))
+}
+
+/// Volumes in the order of their ids, a page at a time. A token names the last id of its page, so that it stays good
+/// whatever is created or deleted meanwhile.
+///
+/// # Errors
+/// When the token or the pool is unknown.
+pub fn volumes(machine: &Machine, state: &dyn StateRead, request: &ListVolumesRequest) -> Outcome<ListVolumesReply> {
+    let after = match request.page_token.as_str() {
+        "" => 0,
+        token => {
+            let bad = |_| Refusal::invalid(format!("`{token}` is no page token")).remedy("start from the first page");
+            token.parse::<u64>().map_err(bad)?
+        }
+    };
+    let pool = match request.pool.as_str() {
+        "" => None,
+        name => {
+            let found = machine.map.pools.values().find(|pool| pool.name == name);
+            Some(found.ok_or_else(|| Refusal::not_found(format!("there is no pool `{name}`")))?.id)
+        }
+    };
+    let asked = if request.page_size == 0 { PAGE } else { request.page_size as usize };
+    let most = asked.min(PAGE);
+    let mut reply = ListVolumesReply::default();
+    let from = keys::volume(VolumeId(after.saturating_add(1)));
+    record::each(state, keys::VOLUMES, &from, &mut |_, record: VolumeRecord| {
+        let shown = volume::shown(&record);
+        if record.deleting || pool.is_some_and(|pool| pool.0 != shown.pool) {
+            return Ok(true);
+        }
+        if reply.volumes.len() == most {
+            reply.next_page_token = reply.volumes.last().map_or(String::new(), |last| last.id.to_string());
+            return Ok(false);
+        }
+        reply.volumes.push(shown);
+        Ok(true)
+    })?;
+    Ok(reply)
+}
+
+/// Whether a PG serves reads and writes, as far as the map shows.
+pub(crate) fn is_active(map: &ClusterMap, pool: &Pool, pg: &PgConfig) -> bool {
+    let living = pg.isr.iter().filter(|osd| is_up(map, **osd)).count();
+    living >= pool.min_size as usize && pg.primary.is_some_and(|osd| is_up(map, osd))
+}
+
+/// Whether a PG has fewer in-sync copies than its pool wants.
+pub(crate) fn is_degraded(map: &ClusterMap, pool: &Pool, pg: &PgConfig) -> bool {
+    pg.isr.iter().filter(|osd| is_up(map, **osd)).count() < pool.size as usize
+}
+
+/// The PGs of a pool.
+pub(crate) fn pgs_of(map: &ClusterMap, pool: PoolId) -> impl Iterator<Item = (&PgId, &PgConfig)> {
+    map.pgs.range(PgId { pool, index: 0 }..=PgId { pool, index: u32::MAX })
+}
+
+/// Every pool with what is in it and how its PGs are.
+#[must_use]
+pub fn pools(machine: &Machine) -> Vec<PoolStatus> {
+    let map = &machine.map;
+    let status = |pool: &Pool| {
+        let tally = machine.tallies.get(&pool.id).copied().unwrap_or_default();
+        let count = |test: &dyn Fn(&PgConfig) -> bool| pgs_of(map, pool.id).filter(|(_, pg)| test(pg)).count() as u32;
+        PoolStatus {
+            pool: Some(pool.into()),
+            volumes: tally.volumes,
+            provisioned: tally.provisioned,
+            available: available(map, pool),
+            active_pgs: count(&|pg| is_active(map, pool, pg)),
+            degraded_pgs: count(&|pg| is_degraded(map, pool, pg)),
+        }
+    };
+    map.pools.values().map(status).collect()
+}
+
+/// Sums over the cluster.
+#[must_use]
+pub fn usage(machine: &Machine) -> Usage {
+    let placed = || machine.map.osds.values().filter(|osd| osd.placed);
+    Usage {
+        capacity: placed().map(|osd| osd.capacity).sum(),
+        used: placed().map(|osd| osd.used).sum(),
+        provisioned: machine.tallies.values().map(|tally| tally.provisioned).sum(),
+        volumes: machine.tallies.values().map(|tally| tally.volumes).sum(),
+    }
+}
+
+/// The nodes that `attach` runs on, with the OSDs on the same host.
+///
+/// # Errors
+/// When a volume's record cannot be read.
+pub fn nodes(machine: &Machine, state: &dyn StateRead) -> Result<Vec<Node>, Corrupt> {
+    let mut nodes: Vec<Node> = machine
+        .nodes
+        .values()
+        .map(|node| {
+            let host = node.location.as_ref().map_or("", |place: &Location| &place.host);
+            let here = machine.map.osds.values().filter(|osd| osd.location.host == host);
+            Node {
+                name: node.name.clone(),
+                location: node.location.clone(),
+                attached_volumes: 0,
+                osds: here.map(|osd| osd.id.0).collect(),
+            }
+        })
+        .collect();
+    record::each(state, keys::VOLUMES, keys::VOLUMES, &mut |_, record: VolumeRecord| {
+        for attachment in record.volume.iter().flat_map(|volume| &volume.attachments) {
+            if let Ok(index) = nodes.binary_search_by(|node| node.name.cmp(&attachment.node)) {
+                nodes[index].attached_volumes += 1;
+            }
+        }
+        Ok(true)
+    })?;
+    Ok(nodes)
+}

@@ -1,0 +1,272 @@
+//! Volumes: created once per name, grown, deleted; and when a deleted one is gone from every PG.
+//!
+//! A volume enters the map with its first attachment: until then no OSD has to know it, and nothing can have been written
+//! to it. From then on its fence stays in the map, empty while nobody holds it, until it is purged. Generations are never
+//! reused, and neither are ids.
+
+use cairn_proto::convert::attach_mode_from;
+use cairn_proto::meta::{
+    CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, ErrorCode, ReportPurgedReply,
+    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, Volume, VolumeRecord, VolumeRef, volume_ref,
+};
+use cairn_types::map::{Pool, VolumeFence};
+use cairn_types::volume::AttachMode;
+use cairn_types::{BLOCK_SIZE, Generation, Incarnation, OsdId, PgId, PoolId, VolumeId};
+
+use crate::capacity::{available, human};
+use crate::machine::{Machine, Tally, Turn};
+use crate::refusal::{Corrupt, Outcome, Refusal};
+use crate::state::StateRead;
+use crate::{keys, record};
+
+/// The largest volume: 1 PiB.
+const LARGEST: u64 = 1 << 50;
+const LABELS: usize = 64;
+const LABEL_BYTES: usize = 256;
+
+/// What the OSDs let through for a volume; `None` while nobody ever held it.
+pub(crate) fn fence_of(record: &VolumeRecord) -> Option<VolumeFence> {
+    let volume = record.volume.as_ref()?;
+    if record.next_generation <= 1 {
+        return None;
+    }
+    let read_only = |mode| attach_mode_from(mode) == Ok(AttachMode::ReadOnly);
+    let readers = volume.attachments.iter().filter(|a| read_only(a.mode));
+    Some(VolumeFence {
+        pool: PoolId(volume.pool),
+        generations: volume.attachments.iter().map(|a| Generation(a.generation)).collect(),
+        read_only: readers.map(|a| Generation(a.generation)).collect(),
+        purging: record.deleting,
+    })
+}
+
+/// A living volume by id or name, with its record.
+pub(crate) fn find(state: &dyn StateRead, by: Option<&VolumeRef>) -> Result<Option<VolumeRecord>, Corrupt> {
+    let id = match by.and_then(|by| by.by.as_ref()) {
+        Some(volume_ref::By::Id(id)) => Some(VolumeId(*id)),
+        Some(volume_ref::By::Name(name)) => record::volume_named(state, name)?,
+        None => None,
+    };
+    let found = id.map(|id| record::volume(state, id)).transpose()?.flatten();
+    Ok(found.filter(|record| !record.deleting))
+}
+
+/// Like [`find`], but a missing one is refused.
+pub(crate) fn required(state: &dyn StateRead, by: Option<&VolumeRef>) -> Outcome<VolumeRecord> {
+    let missing = || match by.and_then(|by| by.by.as_ref()) {
+        Some(volume_ref::By::Id(id)) => Refusal::not_found(format!("there is no volume with id {id}")),
+        Some(volume_ref::By::Name(name)) => Refusal::not_found(format!("there is no volume `{name}`")),
+        None => Refusal::invalid("the request names no volume"),
+    };
+    Ok(find(state, by)?.ok_or_else(missing)?)
+}
+
+/// The part of a record that everybody sees.
+pub(crate) fn shown(record: &VolumeRecord) -> Volume {
+    let mut volume = record.volume.clone().unwrap_or_default();
+    volume.published_nodes = record.publications.iter().map(|p| p.node.clone()).collect();
+    volume
+}
+
+/// A short name of a volume in a sentence.
+pub(crate) fn called(record: &VolumeRecord) -> String {
+    format!("volume `{}`", record.volume.as_ref().map_or("", |volume| &volume.name))
+}
+
+impl Machine {
+    pub(crate) fn create_volume(
+        &mut self,
+        turn: &mut Turn<'_>,
+        request: CreateVolumeRequest,
+    ) -> Outcome<CreateVolumeReply> {
+        check_name(&request.name)?;
+        check_labels(&request)?;
+        let pool = self.pool_for(&request.pool)?.clone();
+        let size = whole_blocks(request.size)?;
+        if let Some(id) = record::volume_named(&turn.state, &request.name)? {
+            let existing = record::volume(&turn.state, id)?
+                .ok_or_else(|| Corrupt::new(record::name_of(&keys::volume(id)), "the named volume", "nothing"))?;
+            check_same(&shown(&existing), &request, &pool, size)?;
+            return Ok(CreateVolumeReply { volume: Some(shown(&existing)), existed: true });
+        }
+        self.check_space(&pool, size, &format!("volume `{}` asks for {}", request.name, human(size)))?;
+        let id = VolumeId(self.cluster.next_volume);
+        self.cluster.next_volume += 1;
+        let volume = Volume {
+            id: id.0,
+            name: request.name,
+            pool: pool.id.0,
+            pool_name: pool.name.clone(),
+            size,
+            labels: request.labels,
+            created_at_s: turn.now_s,
+            object_size: pool.object_size,
+            ..Volume::default()
+        };
+        turn.state.put(keys::volume_name(&volume.name), id.0.to_be_bytes().to_vec());
+        let record = VolumeRecord { volume: Some(volume), next_generation: 1, ..VolumeRecord::default() };
+        self.write_volume(turn, &record);
+        let tally = self.tallies.entry(pool.id).or_default();
+        *tally = Tally { volumes: tally.volumes + 1, provisioned: tally.provisioned + size };
+        Ok(CreateVolumeReply { volume: record.volume, existed: false })
+    }
+
+    fn pool_for(&self, name: &str) -> Result<&Pool, Refusal> {
+        let pools = &self.map.pools;
+        let named = |name: &str| pools.values().find(|pool| pool.name == name);
+        let names = || pools.values().map(|pool| format!("`{}`", pool.name)).collect::<Vec<_>>().join(", ");
+        if pools.is_empty() {
+            return Err(
+                Refusal::precondition("there is no pool to put a volume in").remedy("make one: cairn pool create NAME")
+            );
+        }
+        if !name.is_empty() {
+            let missing = || Refusal::not_found(format!("there is no pool `{name}`"));
+            return named(name).ok_or_else(|| missing().remedy(format!("the pools are {}", names())));
+        }
+        let only = pools.values().next().filter(|_| pools.len() == 1);
+        only.or_else(|| named("default")).ok_or_else(|| {
+            Refusal::invalid("there are several pools and none is called `default`")
+                .remedy(format!("name one of {}", names()))
+        })
+    }
+
+    /// Volumes are thin, so several may promise the same space; but one that could not be filled even if it were alone
+    /// is refused.
+    fn check_space(&self, pool: &Pool, more: u64, what: &str) -> Result<(), Refusal> {
+        let free = available(&self.map, pool);
+        if more <= free {
+            return Ok(());
+        }
+        let message = format!("{what}, but pool `{}` has {} free ({free} bytes)", pool.name, human(free));
+        Err(Refusal::new(ErrorCode::NoSpace, message).remedy("ask for less, add OSDs, or delete volumes"))
+    }
+
+    pub(crate) fn resize_volume(
+        &mut self,
+        turn: &mut Turn<'_>,
+        request: &ResizeVolumeRequest,
+    ) -> Outcome<ResizeVolumeReply> {
+        let mut record = required(&turn.state, request.volume.as_ref())?;
+        let size = whole_blocks(request.size)?;
+        let name = called(&record);
+        let volume = record.volume.get_or_insert_default();
+        let now = volume.size;
+        if size < now {
+            let message = format!("{name} has {} and cannot shrink to {}", human(now), human(size));
+            return Err(Refusal::precondition(message).remedy("make a smaller volume and copy the data").into());
+        }
+        if size > now {
+            let pool = self.map.pools.get(&PoolId(volume.pool));
+            let pool = pool.ok_or_else(|| Refusal::not_found("the pool of the volume is gone"))?;
+            self.check_space(pool, size - now, &format!("{name} would grow by {}", human(size - now)))?;
+            volume.size = size;
+            self.tallies.entry(PoolId(volume.pool)).or_default().provisioned += size - now;
+            self.write_volume(turn, &record);
+        }
+        Ok(ResizeVolumeReply { volume: Some(shown(&record)) })
+    }
+
+    pub(crate) fn delete_volume(
+        &mut self,
+        turn: &mut Turn<'_>,
+        request: &DeleteVolumeRequest,
+    ) -> Outcome<DeleteVolumeReply> {
+        let Some(mut record) = find(&turn.state, request.volume.as_ref())? else {
+            return Ok(DeleteVolumeReply { existed: false });
+        };
+        let volume = shown(&record);
+        if let Some(holder) = volume.attachments.first() {
+            let message = format!("{} is attached to node `{}`", called(&record), holder.node);
+            return Err(Refusal::precondition(message).remedy("detach it first").into());
+        }
+        if let Some(node) = volume.published_nodes.first() {
+            let message = format!("{} is published to node `{node}`", called(&record));
+            return Err(Refusal::precondition(message).remedy("unpublish it first").into());
+        }
+        turn.state.delete(keys::volume_name(&volume.name));
+        let tally = self.tallies.entry(PoolId(volume.pool)).or_default();
+        *tally = Tally { volumes: tally.volumes - 1, provisioned: tally.provisioned - volume.size };
+        if record.next_generation <= 1 {
+            turn.state.delete(keys::volume(VolumeId(volume.id)));
+        } else {
+            record.deleting = true;
+            self.write_volume(turn, &record);
+        }
+        Ok(DeleteVolumeReply { existed: true })
+    }
+
+    pub(crate) fn report_purged(
+        &mut self,
+        turn: &mut Turn<'_>,
+        request: &ReportPurgedRequest,
+    ) -> Outcome<ReportPurgedReply> {
+        let (id, reporter) = (VolumeId(request.volume), OsdId(request.reporter));
+        self.check_alive(reporter, Incarnation(request.incarnation))?;
+        let pg: PgId = request.pg.unwrap_or_default().into();
+        let Some(mut record) = record::volume(&turn.state, id)? else {
+            return Ok(ReportPurgedReply {});
+        };
+        let pool = PoolId(record.volume.as_ref().map_or(0, |volume| volume.pool));
+        if !record.deleting || pg.pool != pool {
+            let message = format!("{} is not being purged from placement group {pg}", called(&record));
+            return Err(Refusal::precondition(message).into());
+        }
+        if self.map.pgs.get(&pg).and_then(|config| config.primary) != Some(reporter) {
+            return Err(Refusal::precondition(format!("{reporter} is not the primary of placement group {pg}")).into());
+        }
+        if !record.purged.contains(&pg.index) {
+            record.purged.push(pg.index);
+            record.purged.sort_unstable();
+        }
+        let of = self.map.pools.get(&pool).map_or(0, |pool| pool.pg_count);
+        if record.purged.len() < of as usize {
+            self.write_volume(turn, &record);
+            return Ok(ReportPurgedReply {});
+        }
+        turn.state.delete(keys::volume(id));
+        self.map.volumes.remove(&id);
+        turn.touched.volumes.insert(id);
+        Ok(ReportPurgedReply {})
+    }
+}
+
+fn whole_blocks(size: u64) -> Result<u64, Refusal> {
+    if size == 0 || size > LARGEST {
+        let message = format!("a volume has 1 byte to {}, and not {size} bytes", human(LARGEST));
+        return Err(Refusal::new(ErrorCode::OutOfRange, message));
+    }
+    Ok(size.next_multiple_of(BLOCK_SIZE.into()))
+}
+
+fn check_name(name: &str) -> Result<(), Refusal> {
+    if name.is_empty() || name.len() > 128 || name.chars().any(char::is_control) || name.trim() != name {
+        let message = format!("`{}` cannot be the name of a volume", name.escape_debug());
+        return Err(Refusal::invalid(message).remedy("use 1 to 128 bytes of printable text"));
+    }
+    Ok(())
+}
+
+fn check_labels(request: &CreateVolumeRequest) -> Result<(), Refusal> {
+    let long = |(key, value): (&String, &String)| key.len() > LABEL_BYTES || value.len() > LABEL_BYTES;
+    if request.labels.len() > LABELS || request.labels.iter().any(long) {
+        let message = format!("a volume has at most {LABELS} labels of at most {LABEL_BYTES} bytes");
+        return Err(Refusal::invalid(message));
+    }
+    Ok(())
+}
+
+/// A name is taken: by the same volume, asked for again, or by another one.
+fn check_same(existing: &Volume, request: &CreateVolumeRequest, pool: &Pool, size: u64) -> Result<(), Refusal> {
+    let differs = if existing.pool != pool.id.0 {
+        format!("it is in pool `{}` and not in `{}`", existing.pool_name, pool.name)
+    } else if existing.size != size {
+        format!("it has {} bytes and not {size}", existing.size)
+    } else if existing.labels != request.labels {
+        "its labels are others".to_owned()
+    } else {
+        return Ok(());
+    };
+    let message = format!("there is a volume `{}` already, and {differs}", existing.name);
+    Err(Refusal::new(ErrorCode::AlreadyExists, message).remedy("choose another name, or ask for the same"))
+}
