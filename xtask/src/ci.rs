@@ -95,7 +95,7 @@ fn deny() -> Result<()> {
         shell::run(&mut cargo(&["install", "--locked", "--quiet", "--debug", "--version", CARGO_DENY, "cargo-deny"]))
             .context("cargo-deny could not be installed from the registry")?;
     }
-    shell::run(&mut cargo(&["deny", "--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
+    shell::run(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
 }
 
 fn stage(times: &mut Vec<(String, u64)>, name: &str, action: impl FnOnce() -> Result<()>) -> Result<()> {

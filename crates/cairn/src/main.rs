@@ -1,2 +1,157 @@
-//! The one binary: every role and the admin verbs.
-fn main() {}
+//! The one binary: every role, the administrator's verbs, and a few Kubernetes verbs. Wiring and output; no logic.
+
+#![forbid(unsafe_code)]
+
+mod admin;
+mod failure;
+mod kube;
+mod output;
+mod roles;
+mod size;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::admin::{NodeVerb, OsdVerb, PoolVerb, Target, VolumeVerb};
+use crate::failure::Outcome;
+
+/// Where a cluster lives when nothing else is said.
+pub(crate) const DEFAULT_DIR: &str = "/var/lib/cairn";
+
+#[derive(Parser)]
+#[command(
+    name = "cairn",
+    version,
+    about = "Distributed block storage for clusters",
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 cluster not reachable, 4 not found, \
+                  5 not healthy."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Start a whole cluster on this host, and wait until it is healthy.
+    Up(up::Up),
+    /// Stop a cluster of this host; its data stays.
+    Down(up::Down),
+    /// Stop a cluster of this host and delete everything of it.
+    Reset(up::Reset),
+    /// Members, leader, use of space.
+    Status {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// What is wrong, and what to do about it.
+    Health {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Volumes: create, ls, info, resize, rm.
+    Volume {
+        #[command(subcommand)]
+        verb: VolumeVerb,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Pools: create, ls.
+    Pool {
+        #[command(subcommand)]
+        verb: PoolVerb,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Nodes: ls.
+    Node {
+        #[command(subcommand)]
+        verb: NodeVerb,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// OSDs: ls, tree. Without a verb: run one.
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Osd {
+        #[command(subcommand)]
+        verb: Option<OsdVerb>,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        role: Option<roles::Osd>,
+    },
+    #[command(flatten)]
+    Kube(kube::Verb),
+    #[command(flatten)]
+    Role(roles::Role),
+    /// The process behind `up`: keeps a cluster's processes running.
+    #[command(hide = true)]
+    Supervise(up::Supervise),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(failure.code as u8)
+        }
+    }
+}
+
+fn run(verb: Verb) -> Outcome {
+    match verb {
+        Verb::Role(role) => roles::run(role),
+        Verb::Osd { verb: None, role: Some(role), .. } => roles::run_osd(role),
+        Verb::Supervise(options) => {
+            roles::log_to_stderr();
+            roles::runtime(2)?.block_on(up::supervise(options))
+        }
+        other => roles::runtime(1)?.block_on(command(other)),
+    }
+}
+
+/// Commands that ask, print and end.
+async fn command(verb: Verb) -> Outcome {
+    match verb {
+        Verb::Up(options) => up::up(options).await,
+        Verb::Down(options) => up::down(options).await,
+        Verb::Reset(options) => up::take_away(options).await,
+        Verb::Status { target } => admin::status(&target).await,
+        Verb::Health { target } => admin::health(&target).await,
+        Verb::Volume { verb, target } => admin::volume(verb, &target).await,
+        Verb::Pool { verb, target } => admin::pool(verb, &target).await,
+        Verb::Node { verb, target } => admin::node(verb, &target).await,
+        Verb::Osd { verb: Some(verb), target, .. } => admin::osd(verb, &target).await,
+        Verb::Kube(verb) => kube::run(verb).await,
+        Verb::Osd { .. } | Verb::Role(_) | Verb::Supervise(_) => unreachable!("handled by `run`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_role_and_a_noun_share_a_word() {
+        let cli = Cli::try_parse_from(["cairn", "osd", "tree", "-o", "json"]).unwrap();
+        assert!(matches!(cli.verb, Verb::Osd { verb: Some(OsdVerb::Tree), .. }));
+    }
+
+    #[test]
+    fn a_wrong_flag_is_answered_with_the_right_one() {
+        let error = Cli::try_parse_from(["cairn", "volume", "create", "v", "--sise", "1Gi"]).err().unwrap();
+        assert!(error.to_string().contains("--size"), "{error}");
+    }
+}

@@ -18,9 +18,9 @@ impl Witness {
     /// Reports the OSD that listened at `address` dead. When the metadata service cannot be reached, its own silence
     /// is found out by its peers, only later.
     pub(crate) async fn saw_exit(&self, address: &str) {
-        let client = MetaClient::new(&self.endpoints);
+        let Ok(client) = MetaClient::new(&self.endpoints) else { return };
         let Some((osd, incarnation)) = registered_at(&client, address).await else { return };
-        match client.report_down(None, osd, incarnation, DownEvidence::Exited).await {
+        match client.osd_is_down(None, osd, incarnation, DownEvidence::Exited).await {
             Ok(_) => tracing::info!(%osd, %incarnation, "reported dead: its process exited"),
             Err(error) => tracing::warn!(%osd, %error, "could not report its exit"),
         }

@@ -1,0 +1,114 @@
+//! The administrator's verbs: what the metadata service knows, shown, and the few things an admin asks of it.
+
+mod node;
+mod osd;
+mod pool;
+mod status;
+mod volume;
+
+use std::path::PathBuf;
+
+use cairn_host::{Cluster, Layout};
+use cairn_meta_client::{MetaClient, MetaError};
+use cairn_proto::meta;
+use cairn_types::map::ClusterMap;
+use clap::Args;
+
+use crate::failure::{Code, Failure};
+use crate::output::Format;
+
+pub(crate) use node::{NodeVerb, run as node};
+pub(crate) use osd::{OsdVerb, run as osd};
+pub(crate) use pool::{PoolVerb, run as pool};
+pub(crate) use status::{health, status};
+pub(crate) use volume::{VolumeVerb, run as volume};
+
+/// Which cluster, and how to print.
+#[derive(Args, Clone)]
+pub(crate) struct Target {
+    /// The cluster's directory on this host; its metadata members are found there.
+    #[arg(long, env = "CAIRN_DIR", default_value = crate::DEFAULT_DIR, global = true)]
+    pub(crate) dir: PathBuf,
+    /// The metadata members instead: host:port, separated by commas.
+    #[arg(long, env = "CAIRN_META", value_delimiter = ',', global = true)]
+    meta: Vec<String>,
+    /// table or json.
+    #[arg(short, long, default_value = "table", global = true)]
+    pub(crate) output: Format,
+}
+
+impl Target {
+    pub(crate) fn connect(&self) -> Result<Metadata, Failure> {
+        if !self.meta.is_empty() {
+            return Metadata::at(&self.meta);
+        }
+        let none = || {
+            let message = format!(
+                "there is no cluster in {}; start one with `cairn up`, or name one with --dir or --meta",
+                self.dir.display()
+            );
+            Failure::new(Code::Unreachable, message)
+        };
+        if !self.dir.join("cluster.json").exists() {
+            return Err(none());
+        }
+        let layout = Layout::at(&self.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        let cluster = Cluster::load(&layout).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        Metadata::at(&cluster.ok_or_else(none)?.meta_endpoints())
+    }
+}
+
+/// The metadata service, as commands use it.
+pub(crate) struct Metadata(pub(crate) MetaClient);
+
+impl Metadata {
+    pub(crate) fn at(endpoints: &[String]) -> Result<Self, Failure> {
+        let client = MetaClient::new(endpoints)?;
+        Ok(Self(client.with_request_id(&format!("cli-{}", std::process::id()))))
+    }
+
+    pub(crate) fn of_cluster(cluster: &Cluster) -> Result<Self, Failure> {
+        Self::at(&cluster.meta_endpoints())
+    }
+
+    pub(crate) async fn status(&self) -> Result<meta::StatusReply, Failure> {
+        Ok(self.0.status(meta::StatusRequest {}).await?)
+    }
+
+    pub(crate) async fn health(&self) -> Result<meta::HealthReply, Failure> {
+        Ok(self.0.health(meta::HealthRequest {}).await?)
+    }
+
+    pub(crate) async fn map(&self) -> Result<ClusterMap, Failure> {
+        Ok(self.0.map_once().await?)
+    }
+
+    /// The pool that a new cluster on one host starts with, unless there is a pool already. Whether it was made.
+    pub(crate) async fn create_default_pool(&self, osds: u32) -> Result<bool, Failure> {
+        if !self.0.list_pools(meta::ListPoolsRequest {}).await?.pools.is_empty() {
+            return Ok(false);
+        }
+        let size = osds.min(3);
+        let pool = meta::Pool {
+            name: "default".into(),
+            size,
+            min_size: if size == 1 { 1 } else { size - 1 },
+            failure_domain: "osd".into(),
+            ..Default::default()
+        };
+        let request = meta::CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false };
+        self.0.create_pool(request).await?;
+        Ok(true)
+    }
+}
+
+impl From<MetaError> for Failure {
+    fn from(error: MetaError) -> Self {
+        let code = match &error {
+            MetaError::Unreachable { .. } => Code::Unreachable,
+            refused if refused.is_not_found() => Code::NotFound,
+            _ => Code::Failed,
+        };
+        Self::new(code, error.to_string())
+    }
+}

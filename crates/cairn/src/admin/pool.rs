@@ -1,0 +1,112 @@
+//! `cairn pool ls` and `cairn pool create`.
+
+use cairn_proto::meta;
+use cairn_types::map::FailureDomain;
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::Target;
+use crate::failure::{Code, Failure, Outcome};
+use crate::output::{self, Format};
+use crate::size;
+
+/// What can be asked of pools.
+#[derive(Subcommand)]
+pub(crate) enum PoolVerb {
+    /// All pools.
+    Ls,
+    /// Make a pool.
+    Create {
+        /// Its name.
+        name: String,
+        /// Copies of each object.
+        #[arg(long, default_value_t = 3)]
+        size: u32,
+        /// Copies without which it serves no I/O; by default one less than the size.
+        #[arg(long)]
+        min_size: Option<u32>,
+        /// Where copies must differ: osd, host, rack or zone.
+        #[arg(long, default_value = "host")]
+        failure_domain: FailureDomain,
+        /// Only OSDs of this class.
+        #[arg(long)]
+        device_class: Option<String>,
+        /// Placement groups, a power of two; by default by the number of OSDs.
+        #[arg(long, default_value_t = 0)]
+        pg_count: u32,
+        /// Make it although it cannot be placed in full today.
+        #[arg(long)]
+        allow_degraded: bool,
+    },
+}
+
+pub(crate) async fn run(verb: PoolVerb, target: &Target) -> Outcome {
+    let client = target.connect()?.0;
+    match verb {
+        PoolVerb::Ls => {
+            let pools = client.list_pools(meta::ListPoolsRequest {}).await?.pools;
+            if target.output == Format::Json {
+                output::json(&pools.iter().map(status_json).collect::<Vec<_>>());
+            } else {
+                list(&pools);
+            }
+        }
+        PoolVerb::Create { name, size, min_size, failure_domain, device_class, pg_count, allow_degraded } => {
+            let pool = meta::Pool {
+                name,
+                size,
+                min_size: min_size.unwrap_or(if size > 1 { size - 1 } else { 1 }),
+                failure_domain: failure_domain.as_str().into(),
+                device_class: device_class.unwrap_or_default(),
+                pg_count,
+                ..Default::default()
+            };
+            let request = meta::CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded };
+            let made = client.create_pool(request).await?.pool;
+            let made = made.ok_or_else(|| Failure::new(Code::Failed, "the answer holds no pool"))?;
+            if target.output == Format::Json {
+                output::json(&pool_json(&made));
+            } else {
+                println!(
+                    "pool {} made: {} copies on different {}s, {} placement groups",
+                    made.name, made.size, made.failure_domain, made.pg_count
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pool_json(pool: &meta::Pool) -> Value {
+    json!({
+        "id": pool.id, "name": pool.name, "size": pool.size, "min_size": pool.min_size,
+        "failure_domain": pool.failure_domain, "device_class": pool.device_class,
+        "object_size": pool.object_size, "pg_count": pool.pg_count,
+    })
+}
+
+fn status_json(status: &meta::PoolStatus) -> Value {
+    let mut value = pool_json(&status.pool.clone().unwrap_or_default());
+    value["volumes"] = json!(status.volumes);
+    value["provisioned"] = json!(status.provisioned);
+    value["available"] = json!(status.available);
+    value["active_pgs"] = json!(status.active_pgs);
+    value["degraded_pgs"] = json!(status.degraded_pgs);
+    value
+}
+
+fn list(pools: &[meta::PoolStatus]) {
+    let rows = pools.iter().map(|status| {
+        let pool = status.pool.clone().unwrap_or_default();
+        vec![
+            pool.name,
+            format!("{}/{}", pool.size, pool.min_size),
+            pool.failure_domain,
+            format!("{} of {} active, {} degraded", status.active_pgs, pool.pg_count, status.degraded_pgs),
+            status.volumes.to_string(),
+            size::show(status.provisioned),
+            size::show(status.available),
+        ]
+    });
+    output::table(&["POOL", "COPIES", "DOMAIN", "PGS", "VOLUMES", "PROVISIONED", "AVAILABLE"], rows);
+}
