@@ -1,0 +1,373 @@
+//! The state machine: operations, their requests, the map and the links, and what follows from each event.
+
+mod routing;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn_types::io::{ClientOp, ClientReply, ClientRequest, Refusal, ReplyBody};
+use cairn_types::map::ClusterMap;
+use cairn_types::{Incarnation, OsdId, TraceId};
+
+use crate::op::{BadAnswer, Config, IoError, Op, OpId};
+use crate::order::{Access, Order};
+use crate::request::{Requests, State, Unusable, verify};
+use crate::running::{Running, Step};
+
+/// An answer whose data does not match is asked for again this often before the operation fails.
+const MAX_MISMATCHES: u32 = 3;
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Hang up if there is a connection, and dial; then go on dialling until told otherwise.
+    Connect {
+        /// Whom.
+        osd: OsdId,
+        /// `unix:/path` or `tcp:host:port`, in order of preference.
+        addresses: Vec<String>,
+    },
+    /// The OSD is gone for good: hang up.
+    Disconnect {
+        /// Whom.
+        osd: OsdId,
+    },
+    /// Send this on the connection to `to`; if there is none, forget it.
+    Send {
+        /// Whom to.
+        to: OsdId,
+        /// What.
+        request: ClientRequest,
+    },
+    /// An operation has ended: with its bytes if it was a read, otherwise with none.
+    Done {
+        /// Which.
+        op: OpId,
+        /// How.
+        result: Result<Bytes, IoError>,
+    },
+}
+
+/// What the core knows of its connection to one OSD.
+#[derive(Debug)]
+struct LinkState {
+    addresses: Vec<String>,
+    incarnation: Incarnation,
+    up: bool,
+    /// When something came from it last.
+    heard_at: Option<Duration>,
+}
+
+/// One volume, one session.
+#[derive(Debug)]
+pub struct Core {
+    config: Config,
+    size: u64,
+    map: Option<Arc<ClusterMap>>,
+    links: BTreeMap<OsdId, LinkState>,
+    ops: BTreeMap<OpId, Running>,
+    order: Order,
+    last_op: u64,
+    held_bytes: u64,
+    /// Pieces whose turn has not come: as many requests are in flight as may be.
+    queued: VecDeque<(OpId, usize, ClientOp)>,
+    requests: Requests,
+    outputs: VecDeque<Output>,
+    fatal: Option<IoError>,
+    seed: u64,
+}
+
+impl Core {
+    /// A core without a map: operations are taken and wait for one.
+    ///
+    /// # Panics
+    /// When size or object size are not what [`Config`] says they are.
+    #[must_use]
+    pub fn new(config: Config, seed: u64) -> Self {
+        assert!(config.object_size.is_power_of_two() && config.object_size >= cairn_types::BLOCK_SIZE);
+        assert!(config.size.is_multiple_of(u64::from(cairn_types::BLOCK_SIZE)));
+        Self {
+            size: config.size,
+            config,
+            map: None,
+            links: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            order: Order::default(),
+            last_op: 0,
+            held_bytes: 0,
+            queued: VecDeque::new(),
+            requests: Requests::default(),
+            outputs: VecDeque::new(),
+            fatal: None,
+            seed,
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------- getters
+
+    /// Whether another operation may come now.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.ops.len() < self.config.max_ops && self.held_bytes < self.config.max_bytes
+    }
+
+    /// Whether every operation has ended.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// Bytes of the volume.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Why every operation fails from now on, if so.
+    #[must_use]
+    pub fn fatal(&self) -> Option<IoError> {
+        self.fatal
+    }
+
+    // -------------------------------------------------------------------------------------------------- events
+
+    /// An operation comes. It ends with an [`Output::Done`].
+    ///
+    /// # Panics
+    /// When there is no room: ask [`Core::has_room`] first.
+    pub fn handle_op(&mut self, now: Duration, op: Op, trace: TraceId) -> OpId {
+        assert!(self.has_room(), "more operations than may be taken");
+        self.last_op += 1;
+        let id = OpId(self.last_op);
+        let early = self.fatal.map_or_else(|| op.check(&self.config, self.size), Err);
+        if early.is_err() || (op.range().1 == 0 && op != Op::Flush) {
+            self.outputs.push_back(Output::Done { op: id, result: early.map(|()| Bytes::new()) });
+            return id;
+        }
+        let access = match &op {
+            Op::Read { .. } => Access::Read(op.blocks()),
+            Op::Write { .. } | Op::Zero { .. } => Access::Write(op.blocks()),
+            Op::Flush => Access::Barrier,
+        };
+        self.held_bytes += op.held_bytes();
+        self.ops.insert(id, Running::new(op, trace));
+        if self.order.enter(id, access) {
+            self.begin(id);
+        }
+        self.issue(now);
+        id
+    }
+
+    /// A map comes; one older than the one that is known is ignored (I7).
+    pub fn handle_map(&mut self, now: Duration, map: Arc<ClusterMap>) {
+        if self.fatal.is_some() || self.map.as_ref().is_some_and(|known| map.epoch <= known.epoch) {
+            return;
+        }
+        let fence = map.volumes.get(&self.config.volume);
+        let valid = fence.is_some_and(|fence| fence.generations.contains(&self.config.generation) && !fence.purging);
+        if !valid && map.epoch >= self.config.min_epoch {
+            self.fail_session(IoError::Fenced);
+            return;
+        }
+        self.map = Some(map);
+        self.update_links();
+        for seq in self.requests.matching(|_| true) {
+            self.reroute(now, seq);
+        }
+    }
+
+    /// A connection is open.
+    pub fn handle_link_up(&mut self, now: Duration, osd: OsdId) {
+        let Some(link) = self.links.get_mut(&osd) else { return };
+        link.up = true;
+        for seq in self.requests.matching(|state| *state == State::AwaitLink(osd)) {
+            self.route(now, seq);
+        }
+    }
+
+    /// A connection is lost, or could not be made; the driver goes on dialling.
+    pub fn handle_link_down(&mut self, _now: Duration, osd: OsdId) {
+        if let Some(link) = self.links.get_mut(&osd) {
+            link.up = false;
+        }
+        self.await_link(osd);
+    }
+
+    /// An answer comes. What is not awaited, or not any more, is ignored.
+    pub fn handle_reply(&mut self, now: Duration, from: OsdId, reply: ClientReply) {
+        if let Some(link) = self.links.get_mut(&from) {
+            link.heard_at = Some(now);
+        }
+        let seq = reply.id.seq;
+        if reply.id.session != self.config.session || self.requests.get_mut(seq).is_none() {
+            return;
+        }
+        match reply.result {
+            Ok(body) => self.handle_body(now, seq, body),
+            Err(Refusal::Fenced) => self.fail_session(IoError::Fenced),
+            Err(refusal) => self.handle_refusal(now, seq, from, refusal),
+        }
+    }
+
+    /// The volume has grown.
+    ///
+    /// # Panics
+    /// When the size is not whole blocks.
+    pub fn handle_size(&mut self, size: u64) {
+        assert!(size.is_multiple_of(u64::from(cairn_types::BLOCK_SIZE)));
+        self.size = self.size.max(size);
+    }
+
+    /// When [`Core::handle_timeout`] wants to be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.requests.next_timer()
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        while let Some(seq) = self.requests.due(now) {
+            let request = self.requests.get_mut(seq).expect("a timer has its request");
+            if let State::Sent { to, at, .. } = request.state
+                && self.links.get(&to).is_some_and(|link| link.heard_at.is_none_or(|heard| heard < at))
+            {
+                // Nothing at all came since it was sent: the connection may be dead without knowing it.
+                self.redial(to);
+            } else {
+                self.route(now, seq);
+            }
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    // ------------------------------------------------------------------------------------------------- answers
+
+    fn handle_body(&mut self, now: Duration, seq: u64, body: ReplyBody) {
+        let request = self.requests.get_mut(seq).expect("looked up before");
+        let result = match (&request.what, body) {
+            (ClientOp::Read { len, .. }, ReplyBody::Data(read)) => match verify(read, *len) {
+                Ok(data) => Ok(data),
+                Err(Unusable::Shape) => Err(IoError::BadAnswer(BadAnswer::Shape)),
+                Err(Unusable::Mismatch) if request.mismatches < MAX_MISMATCHES => {
+                    request.mismatches += 1;
+                    self.pause(now, seq);
+                    return;
+                }
+                Err(Unusable::Mismatch) => Err(IoError::Corrupt),
+            },
+            (ClientOp::Write { .. } | ClientOp::Zero { .. }, ReplyBody::Done) => Ok(Bytes::new()),
+            (ClientOp::Read { .. } | ClientOp::Write { .. } | ClientOp::Zero { .. }, _) => {
+                Err(IoError::BadAnswer(BadAnswer::Shape))
+            }
+        };
+        self.settle(now, seq, result);
+    }
+
+    fn handle_refusal(&mut self, now: Duration, seq: u64, from: OsdId, refusal: Refusal) {
+        let request = self.requests.get_mut(seq).expect("looked up before");
+        if !matches!(request.state, State::Sent { to, .. } if to == from) {
+            // Of an earlier sending; the present one decides.
+            return;
+        }
+        match refusal {
+            Refusal::NotPrimary { epoch } | Refusal::StaleMap { epoch } => {
+                if self.map.as_ref().is_some_and(|map| map.epoch < epoch) {
+                    let until = now + self.config.timing.resend;
+                    self.requests.wait(seq, State::AwaitEpoch(epoch), Some(until));
+                } else {
+                    self.pause(now, seq);
+                }
+            }
+            Refusal::Busy | Refusal::NoSpace => self.pause(now, seq),
+            Refusal::ReadOnly => self.settle(now, seq, Err(IoError::ReadOnly)),
+            Refusal::Corrupt => self.settle(now, seq, Err(IoError::Corrupt)),
+            Refusal::Fenced => self.fail_session(IoError::Fenced),
+            Refusal::StaleSnapContext | Refusal::AlreadyAcked | Refusal::Malformed => {
+                self.settle(now, seq, Err(IoError::BadAnswer(BadAnswer::Refusal(refusal))));
+            }
+        }
+    }
+
+    /// A request has its final answer.
+    fn settle(&mut self, now: Duration, seq: u64, result: Result<Bytes, IoError>) {
+        let request = self.requests.remove(seq).expect("looked up before");
+        self.end_piece(request.op, request.slot, result);
+        self.issue(now);
+    }
+
+    // ---------------------------------------------------------------------------------------------- operations
+
+    fn begin(&mut self, id: OpId) {
+        let step = self.ops.get_mut(&id).expect("it has come").begin(&self.config);
+        self.follow(id, step);
+    }
+
+    fn end_piece(&mut self, id: OpId, slot: usize, result: Result<Bytes, IoError>) {
+        let running = self.ops.get_mut(&id).expect("an operation outlives its pieces");
+        if let Some(step) = running.end_piece(slot, result, &self.config) {
+            self.follow(id, step);
+        }
+    }
+
+    fn follow(&mut self, id: OpId, step: Step) {
+        match step {
+            Step::Pieces(pieces) => {
+                self.queued.extend(pieces.into_iter().enumerate().map(|(slot, what)| (id, slot, what)));
+            }
+            Step::End(result) => {
+                let ended = self.ops.remove(&id).expect("it has come");
+                self.held_bytes -= ended.op().held_bytes();
+                self.outputs.push_back(Output::Done { op: id, result });
+                for free in self.order.leave(id) {
+                    self.begin(free);
+                }
+            }
+        }
+    }
+
+    /// Sends what is queued, as far as there is room in flight.
+    fn issue(&mut self, now: Duration) {
+        while self.requests.len() < self.config.max_requests
+            && let Some((id, slot, what)) = self.queued.pop_front()
+        {
+            let running = &self.ops[&id];
+            if let Some(error) = running.failed() {
+                self.end_piece(id, slot, Err(error));
+                continue;
+            }
+            let seq = self.requests.add(id, slot, running.trace(), what);
+            self.route(now, seq);
+        }
+    }
+
+    /// Nothing works any more. What is in flight has no known outcome, and there is no session left to learn it in.
+    fn fail_session(&mut self, error: IoError) {
+        self.fatal = Some(error);
+        self.outputs.retain(|output| !matches!(output, Output::Send { .. }));
+        let failed = std::mem::take(&mut self.ops);
+        self.outputs.extend(failed.into_keys().map(|op| Output::Done { op, result: Err(error) }));
+        self.order.clear();
+        self.queued.clear();
+        self.requests.clear();
+        self.held_bytes = 0;
+        let gone = std::mem::take(&mut self.links);
+        self.outputs.extend(gone.into_keys().map(|osd| Output::Disconnect { osd }));
+    }
+
+    /// Asserts what must always hold.
+    pub fn invariants(&self) {
+        self.order.check();
+        self.requests.check();
+        assert!(self.requests.len() <= self.config.max_requests, "more requests in flight than may be");
+        assert!(self.requests.owners().all(|op| self.ops.contains_key(&op)), "a request without its operation");
+        let held: u64 = self.ops.values().map(|running| running.op().held_bytes()).sum();
+        assert_eq!(held, self.held_bytes, "bytes held are counted wrong");
+        assert!(self.ops.len() <= self.config.max_ops, "more operations than may be taken");
+    }
+}
