@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
     /// The supervisor did not end.
-    #[error("the supervisor (pid {0}) did not stop within {} s; look into log/supervisor.log", PATIENCE.as_secs())]
+    #[error("the supervisor (pid {0}) did not stop within {limit} s; look into log/supervisor.log", limit = PATIENCE.as_secs())]
     StillRunning(u32),
     /// Files are left.
     #[error("cannot delete {0}: {1}")]
