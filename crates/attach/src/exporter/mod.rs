@@ -3,6 +3,8 @@
 //! An exporter turns a [`BlockDevice`](crate::device::BlockDevice) into a kernel block device or a socket. It knows
 //! nothing of the cluster and keeps no list of its exports: the daemon does.
 
+pub mod fuse_loop;
+
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -128,6 +130,12 @@ pub trait Export: Send + Sync + 'static {
     /// # Errors
     /// [`ExportError::InUse`] where that was asked for; the export goes on.
     async fn remove(&self, removal: Removal) -> Result<(), ExportError>;
+
+    /// Makes sure that what a successor needs is held by somebody else; called now and then.
+    ///
+    /// # Errors
+    /// [`ExportError::Keeper`].
+    async fn keep(&self) -> Result<(), ExportError>;
 
     /// Finishes what is in flight and stops serving, but leaves the endpoint to a successor where that is possible.
     async fn leave(&self);
