@@ -124,7 +124,7 @@ impl Machine {
             let found = format!("format {}", cluster.format);
             return Err(Corrupt::new(name_of(keys::CLUSTER), format!("state format {STATE_FORMAT}"), found));
         }
-        let kv = record::load(state, keys::KV)?.unwrap_or(KvRecord { revision: 1, compacted: 0, pruned: 0 });
+        let kv = crate::kv::standing(state)?;
         let mut machine = Self {
             map: ClusterMap { epoch: Epoch(cluster.epoch), ..ClusterMap::default() },
             cluster,

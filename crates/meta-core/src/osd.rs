@@ -235,8 +235,16 @@ impl Machine {
         Ok(reporter)
     }
 
+    /// Without a reporter it is the leader that heard nothing, for longer than any OSD would wait: it alone is believed,
+    /// so that the last OSD's silence is noticed too. The door lets nobody else leave the reporter out.
     fn suspect(&mut self, turn: &mut Turn<'_>, osd: Osd, reporter: Option<OsdId>) -> Result<(), Refusal> {
-        let reporter = self.check_witness(osd.id, reporter)?;
+        let Some(reporter) = reporter else {
+            if osd.up {
+                self.declare_down(turn, osd);
+            }
+            return Ok(());
+        };
+        let reporter = self.check_witness(osd.id, Some(reporter))?;
         let notes = self.notes.entry(osd.id).or_default();
         notes.suspicions.retain(|s| s.reporter != reporter.0 && s.at_s + SUSPICION_S >= turn.now_s);
         notes.suspicions.push(Suspicion { reporter: reporter.0, at_s: turn.now_s });

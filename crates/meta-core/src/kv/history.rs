@@ -1,11 +1,11 @@
 //! What happened since a revision: the past that a watch begins with.
 
-use cairn_proto::meta::RevisionRecord;
+use cairn_proto::meta::{KvRecord, RevisionRecord};
 use cairn_proto::mvccpb::{Event, KeyValue, event::EventType};
 
 use super::compact::predecessor;
 use super::range::key_value;
-use super::{compacted, in_range};
+use super::{compacted, in_range, standing};
 use crate::keys::{self, Step};
 use crate::machine::Machine;
 use crate::record::{self, name_of};
@@ -28,14 +28,32 @@ pub struct Past {
 pub fn history(
     machine: &Machine,
     state: &dyn StateRead,
+    range: (&[u8], &[u8]),
+    from: i64,
+    most: usize,
+) -> Outcome<Past> {
+    read(state, &machine.kv, range, from, most)
+}
+
+/// The same from a state alone: one that was held fast while the machine went on.
+///
+/// # Errors
+/// As [`history`].
+pub fn history_of(state: &dyn StateRead, range: (&[u8], &[u8]), from: i64, most: usize) -> Outcome<Past> {
+    read(state, &standing(state)?, range, from, most)
+}
+
+fn read(
+    state: &dyn StateRead,
+    kv: &KvRecord,
     (begin, range_end): (&[u8], &[u8]),
     from: i64,
     most: usize,
 ) -> Outcome<Past> {
-    if from < machine.kv.compacted {
+    if from < kv.compacted {
         return Err(compacted().into());
     }
-    let mut past = Past { revisions: Vec::new(), through: machine.kv.revision };
+    let mut past = Past { revisions: Vec::new(), through: kv.revision };
     let (mut seen, mut last) = (0, 0);
     record::each(state, b"r", &keys::revision(Step { revision: from, sub: 0 }), &mut |key, record: RevisionRecord| {
         let step = keys::parse_revision(key).ok_or_else(|| Corrupt::new(name_of(key), "a revision's key", ""))?;

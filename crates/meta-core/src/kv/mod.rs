@@ -14,18 +14,19 @@ mod write;
 use cairn_proto::etcdserverpb::ResponseHeader;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
-use cairn_proto::meta::{ErrorCode, LeaseExpireReply};
+use cairn_proto::meta::{ErrorCode, KvRecord, LeaseExpireReply};
 
 pub(crate) use compact::prune;
-pub use history::{Past, history};
+pub use history::{Past, history, history_of};
 pub use lease::{lease, lease_keys, leases};
-pub use range::{check_range, range};
+pub use range::{check_range, range, range_of};
 pub use txn::{MOST_OPS, check_txn};
 pub use write::{check_delete_range, check_put};
 
 use crate::machine::{Machine, Turn};
-use crate::refusal::{Outcome, Refusal};
-use crate::state::Overlay;
+use crate::refusal::{Corrupt, Outcome, Refusal};
+use crate::state::{Overlay, StateRead};
+use crate::{keys, record};
 use write::Writer;
 
 /// Where a key range ends.
@@ -62,6 +63,12 @@ impl<'a> End<'a> {
 #[must_use]
 pub fn in_range(key: &[u8], begin: &[u8], range_end: &[u8]) -> bool {
     key >= begin && End::of(range_end).covers(begin, key)
+}
+
+/// Where the key-value half stands, as its record says.
+pub(crate) fn standing(state: &dyn StateRead) -> Result<KvRecord, Corrupt> {
+    let nothing_yet = KvRecord { revision: 1, compacted: 0, pruned: 0 };
+    Ok(record::load(state, keys::KV)?.unwrap_or(nothing_yet))
 }
 
 fn header(revision: i64) -> Option<ResponseHeader> {

@@ -8,7 +8,7 @@ use cairn_proto::etcdserverpb::{RangeRequest, RangeResponse};
 use cairn_proto::meta::RevisionRecord;
 use cairn_proto::mvccpb::KeyValue;
 
-use super::{End, compacted, empty_key, future, header};
+use super::{End, compacted, empty_key, future, header, standing};
 use crate::keys::{self, Step};
 use crate::machine::Machine;
 use crate::record::{self, name_of};
@@ -142,6 +142,15 @@ pub fn check_range(request: &RangeRequest) -> Result<(), Refusal> {
 /// When the request is wrong, or asks for a revision that is compacted or yet to come.
 pub fn range(machine: &Machine, state: &dyn StateRead, request: &RangeRequest) -> Outcome<RangeResponse> {
     read(state, machine.kv.revision, machine.kv.compacted, request)
+}
+
+/// Answers a range request from a state alone: one that was held fast while the machine went on.
+///
+/// # Errors
+/// As [`range`].
+pub fn range_of(state: &dyn StateRead, request: &RangeRequest) -> Outcome<RangeResponse> {
+    let kv = standing(state)?;
+    read(state, kv.revision, kv.compacted, request)
 }
 
 pub(super) fn read(state: &dyn StateRead, newest: i64, oldest: i64, request: &RangeRequest) -> Outcome<RangeResponse> {
