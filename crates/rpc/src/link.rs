@@ -242,6 +242,15 @@ impl Link {
         }
     }
 
+    /// Writes what is queued and reads nothing. A failure shows at the next [`Link::poll_event`].
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) {
+        if let State::Open { stream, connection } = &mut self.state
+            && connection.wants_write()
+        {
+            let _ = connection.on_writable(&mut stream.polled(cx));
+        }
+    }
+
     fn fail(&mut self, error: LinkError) -> LinkEvent {
         self.failures = self.failures.saturating_add(1);
         self.state = State::Pausing(Box::pin(sleep(self.config.backoff.pause(self.failures))));
