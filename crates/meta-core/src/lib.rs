@@ -28,6 +28,7 @@ mod refusal;
 mod session;
 mod state;
 mod volume;
+mod writes;
 
 pub use machine::{Applied, Event, Machine, STATE_FORMAT, SUPPORTED_CLUSTER_VERSION};
 pub use query::fence_pending;

@@ -24,7 +24,7 @@ const ADDRESSES: usize = 8;
 
 /// 1 TiB weighs 1.0; nothing weighs nothing.
 fn weight_of(capacity: u64) -> u32 {
-    let weight = u128::from(capacity) * u128::from(WEIGHT_ONE) >> 40;
+    let weight = (u128::from(capacity) * u128::from(WEIGHT_ONE)) >> 40;
     u32::try_from(weight).unwrap_or(u32::MAX).max(1)
 }
 

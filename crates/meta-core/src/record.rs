@@ -27,12 +27,15 @@ pub(crate) fn store<M: Message>(overlay: &mut Overlay<'_>, key: Vec<u8>, record:
     overlay.put(key, Bytes::from(record.encode_to_vec()));
 }
 
+/// Takes a record; answers whether to go on.
+pub(crate) type Visit<'v, M> = &'v mut dyn FnMut(&[u8], M) -> Result<bool, Corrupt>;
+
 /// Visits every record whose key starts with `prefix` and lies at or after `from`, until `visit` answers `false`.
 pub(crate) fn each<M: Message + Default>(
     state: &dyn StateRead,
     prefix: &[u8],
     from: &[u8],
-    visit: &mut dyn FnMut(&[u8], M) -> Result<bool, Corrupt>,
+    visit: Visit<'_, M>,
 ) -> Result<(), Corrupt> {
     let mut result = Ok(());
     state.scan(from, false, &mut |key, value| {
