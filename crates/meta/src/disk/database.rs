@@ -1,0 +1,270 @@
+//! One RocksDB directory: its column families, its tuning for small memory, and the records of its own.
+//!
+//! | family | key | value |
+//! |---|---|---|
+//! | `default` | `hard`, `conf`, `truncated`, `batch`, `applied`, `install` | format byte, then the record |
+//! | `log` | index, 8 bytes big endian | format byte, then the raft entry |
+//! | `state` | the state machine's | the state machine's |
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use cairn_meta_core::StateRead;
+use cairn_meta_raft::{Position, StoreError};
+use protobuf::Message;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, Direction, IteratorMode,
+    LogLevel, Options, ReadOptions, WriteBatch,
+};
+
+pub(crate) const LOG: &str = "log";
+pub(crate) const STATE: &str = "state";
+pub(crate) const HARD: &[u8] = b"hard";
+pub(crate) const CONF: &[u8] = b"conf";
+pub(crate) const TRUNCATED: &[u8] = b"truncated";
+pub(crate) const BATCH: &[u8] = b"batch";
+pub(crate) const APPLIED: &[u8] = b"applied";
+pub(crate) const INSTALL: &[u8] = b"install";
+
+/// The version of every record of `default` and `log`.
+const RECORD_FORMAT: u8 = 1;
+const BLOCK_CACHE_BYTES: usize = 4 << 20;
+const WAL_BYTES: u64 = 32 << 20;
+
+/// Opens a database, or makes an empty one.
+pub(crate) fn open(dir: &Path) -> Result<DB, StoreError> {
+    let mut options = options();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    DB::open_cf_descriptors(&options, dir, families()).map_err(|e| damaged(dir, &e))
+}
+
+/// Opens one that is only read.
+pub(crate) fn open_read_only(dir: &Path) -> Result<DB, StoreError> {
+    DB::open_cf_descriptors_read_only(&options(), dir, families(), false).map_err(|e| damaged(dir, &e))
+}
+
+pub(crate) fn family<'a>(db: &'a DB, name: &str) -> &'a ColumnFamily {
+    db.cf_handle(name).expect("every family is made when the database is opened")
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    // An incomplete record at the end is a crash; anything else is rot, and the member must not start on it.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_paranoid_checks(true);
+    options.set_max_background_jobs(2);
+    options.set_max_open_files(64);
+    options.set_table_cache_num_shard_bits(2);
+    options.set_max_total_wal_size(WAL_BYTES);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(1 << 20);
+    options.set_log_level(LogLevel::Warn);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    options.set_max_manifest_file_size(4 << 20);
+    options
+}
+
+fn families() -> Vec<ColumnFamilyDescriptor> {
+    let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+    let of = |name: &str, memtable_bytes: usize| {
+        let mut blocks = BlockBasedOptions::default();
+        blocks.set_block_cache(&cache);
+        blocks.set_bloom_filter(10.0, false);
+        blocks.set_block_size(8 << 10);
+        let mut options = Options::default();
+        options.set_block_based_table_factory(&blocks);
+        options.set_write_buffer_size(memtable_bytes);
+        options.set_max_write_buffer_number(2);
+        ColumnFamilyDescriptor::new(name, options)
+    };
+    vec![of("default", 1 << 20), of(LOG, 4 << 20), of(STATE, 8 << 20)]
+}
+
+/// What a database that does not open, or cannot be read, means to the admin.
+pub(crate) fn damaged(dir: &Path, error: &rocksdb::Error) -> StoreError {
+    match error.kind() {
+        rocksdb::ErrorKind::Corruption => StoreError::Corrupt {
+            place: dir.display().to_string(),
+            expected: "a database that reads back as it was written".to_owned(),
+            found: error.to_string(),
+        },
+        _ => StoreError::Io { what: "the database failed", cause: error.to_string() },
+    }
+}
+
+// ---- records
+
+pub(crate) fn put_record(batch: &mut WriteBatch, key: &[u8], record: &[u8]) {
+    batch.put(key, framed(record));
+}
+
+pub(crate) fn framed(record: &[u8]) -> Vec<u8> {
+    [&[RECORD_FORMAT], record].concat()
+}
+
+/// Takes the format byte off.
+pub(crate) fn unframed<'a>(dir: &Path, name: &dyn std::fmt::Display, value: &'a [u8]) -> Result<&'a [u8], StoreError> {
+    let place = || format!("{name} in {}", dir.display());
+    match value.split_first() {
+        Some((&RECORD_FORMAT, record)) => Ok(record),
+        Some((&found, _)) => {
+            Err(StoreError::NewerFormat { place: place(), found: found.into(), known: RECORD_FORMAT.into() })
+        }
+        None => Err(corrupt_record(&place(), "a record", "nothing")),
+    }
+}
+
+pub(crate) fn corrupt_record(place: &str, expected: impl ToString, found: impl ToString) -> StoreError {
+    StoreError::Corrupt { place: place.to_owned(), expected: expected.to_string(), found: found.to_string() }
+}
+
+/// A record of `default`, if it is there.
+pub(crate) fn record(db: &DB, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+    let value = db.get(key).map_err(|e| damaged(db.path(), &e))?;
+    let name = String::from_utf8_lossy(key);
+    value.map(|v| unframed(db.path(), &name, &v).map(<[u8]>::to_vec)).transpose()
+}
+
+pub(crate) fn message<M: Message>(db: &DB, key: &[u8]) -> Result<Option<M>, StoreError> {
+    let parse = |bytes: Vec<u8>| {
+        let place = format!("`{}` in {}", String::from_utf8_lossy(key), db.path().display());
+        M::parse_from_bytes(&bytes).map_err(|e| corrupt_record(&place, "a readable record", e))
+    };
+    record(db, key)?.map(parse).transpose()
+}
+
+pub(crate) fn encode_position(at: Position) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&at.index.to_be_bytes());
+    bytes[8..].copy_from_slice(&at.term.to_be_bytes());
+    bytes
+}
+
+pub(crate) fn position(db: &DB, key: &[u8]) -> Result<Option<Position>, StoreError> {
+    let Some(bytes) = record(db, key)? else { return Ok(None) };
+    let place = format!("`{}` in {}", String::from_utf8_lossy(key), db.path().display());
+    let bytes: [u8; 16] = bytes.as_slice().try_into().map_err(|_| corrupt_record(&place, "16 bytes", bytes.len()))?;
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    Ok(Some(Position { index: number(0), term: number(8) }))
+}
+
+// ---- the state, for reading
+
+/// The applied state, readable from any thread. It sees each write whole and at once; who needs several reads of one
+/// moment takes [`StateView::frozen`].
+#[derive(Clone)]
+pub struct StateView {
+    db: Arc<DB>,
+    failure: Arc<OnceLock<String>>,
+}
+
+impl StateView {
+    pub(crate) fn new(db: Arc<DB>) -> Self {
+        Self { db, failure: Arc::default() }
+    }
+
+    /// What the disk said when a read failed. An answer made from reads is worth nothing then, and the member stops.
+    #[must_use]
+    pub fn failure(&self) -> Option<StoreError> {
+        self.failure.get().map(|found| {
+            corrupt_record(&self.db.path().display().to_string(), "a state that reads back as it was written", found)
+        })
+    }
+
+    /// Runs reads on the state of one moment.
+    ///
+    /// # Errors
+    /// When a read failed.
+    pub fn frozen<T>(&self, read: impl FnOnce(&dyn StateRead) -> T) -> Result<T, StoreError> {
+        let snapshot = self.db.snapshot();
+        let result = read(&Frozen { view: self, snapshot: &snapshot });
+        self.failure().map_or(Ok(result), Err)
+    }
+
+    /// Says that the state makes no sense to its reader: the member stops, as after a failed read.
+    pub fn condemn(&self, found: &str) {
+        let _ = self.failure.set(found.to_owned());
+    }
+
+    fn note(&self, error: &rocksdb::Error) {
+        let _ = self.failure.set(error.to_string());
+    }
+
+    fn get_with(&self, key: &[u8], options: &ReadOptions) -> Option<Bytes> {
+        match self.db.get_cf_opt(family(&self.db, STATE), key, options) {
+            Ok(value) => value.map(Bytes::from),
+            Err(error) => {
+                self.note(&error);
+                None
+            }
+        }
+    }
+
+    fn scan_with(&self, options: ReadOptions, from: &[u8], reverse: bool, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        let mut cursor = self.db.raw_iterator_cf_opt(family(&self.db, STATE), options);
+        if reverse {
+            cursor.seek_for_prev(from)
+        } else {
+            cursor.seek(from)
+        }
+        while let Some((key, value)) = cursor.item() {
+            // Going down starts strictly below `from`.
+            if !(reverse && key == from) && !visit(key, value) {
+                break;
+            }
+            if reverse { cursor.prev() } else { cursor.next() }
+        }
+        if let Err(error) = cursor.status() {
+            self.note(&error);
+        }
+    }
+}
+
+impl StateRead for StateView {
+    fn get(&self, key: &[u8]) -> Option<Bytes> {
+        self.get_with(key, &ReadOptions::default())
+    }
+
+    fn scan(&self, from: &[u8], reverse: bool, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        self.scan_with(ReadOptions::default(), from, reverse, visit);
+    }
+}
+
+struct Frozen<'a> {
+    view: &'a StateView,
+    snapshot: &'a rocksdb::Snapshot<'a>,
+}
+
+impl Frozen<'_> {
+    fn options(&self) -> ReadOptions {
+        let mut options = ReadOptions::default();
+        options.set_snapshot(self.snapshot);
+        options
+    }
+}
+
+impl StateRead for Frozen<'_> {
+    fn get(&self, key: &[u8]) -> Option<Bytes> {
+        self.view.get_with(key, &self.options())
+    }
+
+    fn scan(&self, from: &[u8], reverse: bool, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        self.view.scan_with(self.options(), from, reverse, visit);
+    }
+}
+
+/// All records of the `state` family in key order, checksums verified.
+pub(crate) fn each_state_record(db: &DB, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
+    let mut options = ReadOptions::default();
+    options.fill_cache(false);
+    options.set_verify_checksums(true);
+    let start = IteratorMode::From(b"", Direction::Forward);
+    for item in db.iterator_cf_opt(family(db, STATE), options, start) {
+        let (key, value) = item.map_err(|e| damaged(db.path(), &e))?;
+        visit(&key, &value);
+    }
+    Ok(())
+}

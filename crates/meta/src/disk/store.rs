@@ -1,0 +1,584 @@
+//! RocksDB as the member's [`Store`].
+//!
+//! One write-ahead log carries everything, so that a synced log batch makes every earlier state write durable, and a
+//! crash takes away only a suffix. Installing a snapshot fills a second database and switches by replacing the
+//! MEMBER file.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cairn_meta_core::{Batch, Change, StateRead};
+use cairn_meta_raft::{Piece, Position, Store, StoreError, Terms, piece_of, position_of};
+use cairn_proto::meta_raft::{Record, SnapshotManifest};
+use prost::Message as _;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfState, Entry, HardState};
+use rocksdb::{DB, Direction, IteratorMode, WriteBatch, WriteOptions};
+
+use super::checkpoints::{self, Checkpoints};
+use super::database::{
+    self, APPLIED, BATCH, CONF, HARD, INSTALL, LOG, STATE, StateView, TRUNCATED, corrupt_record, damaged,
+    encode_position, family, framed, put_record, unframed,
+};
+use super::member::MemberFile;
+use super::witness::{Testimony, Witness};
+use super::{io, sync_dir};
+
+/// The latest entries are kept in memory for the members that follow closely.
+const TAIL_BYTES: usize = 2 << 20;
+
+/// A snapshot that is being received.
+struct Install {
+    manifest: SnapshotManifest,
+    db: DB,
+    number: u64,
+}
+
+/// The directory of one member.
+pub struct RocksStore {
+    dir: PathBuf,
+    member: MemberFile,
+    db: Arc<DB>,
+    view: StateView,
+    witness: Witness,
+    batch: u64,
+    terms: Terms,
+    tail: VecDeque<Entry>,
+    tail_bytes: usize,
+    hard_state: HardState,
+    conf_state: ConfState,
+    applied: Position,
+    checkpoints: Checkpoints,
+    install: Option<Install>,
+    /// Replaced databases that somebody may still be reading.
+    retired: Vec<(Arc<DB>, PathBuf)>,
+}
+
+impl RocksStore {
+    /// Opens the directory, or makes it. `voters` are who votes in a new cluster, and must be who votes in an old one.
+    ///
+    /// # Errors
+    /// When the directory is another member's, was written by a newer program, lost synced writes, or the disk fails.
+    pub fn open(dir: &Path, member: u64, voters: &[u64]) -> Result<Self, OpenError> {
+        std::fs::create_dir_all(dir).map_err(io("cannot make the directory"))?;
+        let file = match MemberFile::load(dir)? {
+            Some(file) if file.member == member => file,
+            Some(file) => {
+                return Err(OpenError::OtherMember { dir: dir.to_owned(), found: file.member, wanted: member });
+            }
+            None => create(dir, member, voters)?,
+        };
+        let store = Self::open_existing(dir, file)?;
+        let mut wanted = voters.to_vec();
+        wanted.sort_unstable();
+        if store.conf_state.voters != wanted {
+            let found = store.conf_state.voters.clone();
+            return Err(OpenError::OtherVoters { found, wanted });
+        }
+        Ok(store)
+    }
+
+    fn open_existing(dir: &Path, member: MemberFile) -> Result<Self, StoreError> {
+        let (witness, testimony) = Witness::open(dir)?;
+        let path = state_dir(dir, member.state);
+        if !path.join("CURRENT").exists() {
+            return Err(corrupt_record(&path.display().to_string(), "the member's database", "no database"));
+        }
+        let db = Arc::new(database::open(&path)?);
+        let applied = database::position(&db, APPLIED)?.unwrap_or_default();
+        let truncated = database::position(&db, TRUNCATED)?.unwrap_or_default();
+        let (terms, tail) = read_log(&db, truncated)?;
+        let mut store = Self {
+            dir: dir.to_owned(),
+            batch: batch_number(&db)?,
+            hard_state: database::message(&db, HARD)?.unwrap_or_default(),
+            conf_state: database::message(&db, CONF)?.unwrap_or_default(),
+            checkpoints: Checkpoints::open(dir, applied)?,
+            view: StateView::new(Arc::clone(&db)),
+            tail_bytes: tail.iter().map(size_of).sum(),
+            member,
+            db,
+            witness,
+            terms,
+            tail,
+            applied,
+            install: None,
+            retired: Vec::new(),
+        };
+        store.trim_tail();
+        store.check_against(testimony)?;
+        store.remove_old_states()?;
+        Ok(store)
+    }
+
+    /// A log that lost what was synced must not vote: it would break its word.
+    fn check_against(&self, testimony: Testimony) -> Result<(), StoreError> {
+        let place = format!("the log in {}", self.db.path().display());
+        if self.batch < testimony.batch {
+            let expected = format!(
+                "the batch {} (ending with entry {} of term {}), which was synced",
+                testimony.batch, testimony.last.index, testimony.last.term
+            );
+            let last = self.last();
+            let found = format!("batch {} (ending with entry {} of term {})", self.batch, last.index, last.term);
+            return Err(corrupt_record(&place, expected, found));
+        }
+        if self.applied.index > self.last().index || self.applied.index < self.truncated().index {
+            let expected = format!("entry {}, which was applied", self.applied.index);
+            let found = format!("entries {} to {}", self.truncated().index + 1, self.last().index);
+            return Err(corrupt_record(&place, expected, found));
+        }
+        Ok(())
+    }
+
+    /// Whose directory it is.
+    #[must_use]
+    pub fn member(&self) -> &MemberFile {
+        &self.member
+    }
+
+    /// Changes what the MEMBER file says, durably.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn update_member(&mut self, change: impl FnOnce(&mut MemberFile)) -> Result<(), StoreError> {
+        let mut member = self.member.clone();
+        change(&mut member);
+        if member != self.member {
+            member.save()?;
+            self.member = member;
+        }
+        Ok(())
+    }
+
+    /// The state, for readers on other threads. It ends when a snapshot is installed: take it anew for each request.
+    #[must_use]
+    pub fn view(&self) -> StateView {
+        self.view.clone()
+    }
+
+    /// Gives back what is no longer used; called from time to time.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn tidy(&mut self) -> Result<(), StoreError> {
+        let ready = |(db, _): &(Arc<DB>, PathBuf)| Arc::strong_count(db) == 1;
+        for (db, path) in self.retired.extract_if(.., |r| ready(r)) {
+            drop(db);
+            std::fs::remove_dir_all(path).map_err(io("cannot remove a replaced database"))?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, batch: WriteBatch, sync: bool) -> Result<(), StoreError> {
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        self.db.write_opt(batch, &options).map_err(|e| damaged(self.db.path(), &e))
+    }
+
+    fn trim_tail(&mut self) {
+        while self.tail_bytes > TAIL_BYTES && self.tail.len() > 1 {
+            self.tail_bytes -= self.tail.pop_front().as_ref().map_or(0, size_of);
+        }
+    }
+
+    fn remember(&mut self, entry: &Entry) {
+        while self.tail.back().is_some_and(|last| last.index >= entry.index) {
+            self.tail_bytes -= self.tail.pop_back().as_ref().map_or(0, size_of);
+        }
+        self.terms.put(entry.index, entry.term);
+        self.tail_bytes += size_of(entry);
+        self.tail.push_back(entry.clone());
+    }
+
+    /// Directories of earlier and abandoned databases. The next number may hold a half-received snapshot.
+    fn remove_old_states(&self) -> Result<(), StoreError> {
+        for entry in std::fs::read_dir(&self.dir).map_err(io("cannot list the directory"))? {
+            let entry = entry.map_err(io("cannot list the directory"))?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|n| n.strip_prefix("state-")).and_then(|n| n.parse::<u64>().ok());
+            if number.is_some_and(|n| n != self.member.state && n != self.member.state + 1) {
+                std::fs::remove_dir_all(entry.path()).map_err(io("cannot remove an old database"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_install(&mut self) -> Result<(), StoreError> {
+        self.install = None;
+        let path = state_dir(&self.dir, self.member.state + 1);
+        match path.exists() {
+            true => std::fs::remove_dir_all(path).map_err(io("cannot remove a half-received snapshot")),
+            false => Ok(()),
+        }
+    }
+
+    /// What an earlier life received of this snapshot.
+    fn resume_install(&mut self, manifest: &SnapshotManifest) -> Result<bool, StoreError> {
+        let path = state_dir(&self.dir, self.member.state + 1);
+        if self.install.is_none() && path.join("CURRENT").exists() {
+            let db = database::open(&path)?;
+            let known = database::record(&db, INSTALL)?;
+            if known.is_some_and(|k| k == manifest.encode_to_vec()) {
+                let number = self.member.state + 1;
+                self.install = Some(Install { manifest: manifest.clone(), db, number });
+            }
+        }
+        Ok(self.install.as_ref().is_some_and(|i| i.manifest == *manifest))
+    }
+}
+
+/// Why the directory cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The disk failed or lied.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is somebody else's.
+    #[error(
+        "{} is the directory of member {found}, and this is member {wanted}; give each member its own directory",
+        dir.display()
+    )]
+    OtherMember {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        found: u64,
+        /// Who asked.
+        wanted: u64,
+    },
+    /// The configuration lists other members than the cluster has.
+    #[error(
+        "the cluster's voting members are {found:?}, and the configuration lists {wanted:?}; membership is not changed \
+         by configuration: list the members the cluster has"
+    )]
+    OtherVoters {
+        /// Who votes.
+        found: Vec<u64>,
+        /// Who is configured.
+        wanted: Vec<u64>,
+    },
+}
+
+fn state_dir(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("state-{number}"))
+}
+
+fn size_of(entry: &Entry) -> usize {
+    entry.data.len() + entry.context.len() + 96
+}
+
+/// A new directory. The MEMBER file comes last: without it nothing before counts.
+fn create(dir: &Path, member: u64, voters: &[u64]) -> Result<MemberFile, StoreError> {
+    let path = state_dir(dir, 1);
+    for leftover in [&path, &dir.join("WITNESS")] {
+        match leftover.symlink_metadata() {
+            Ok(m) if m.is_dir() => std::fs::remove_dir_all(leftover).map_err(io("cannot clear a new directory"))?,
+            Ok(_) => std::fs::remove_file(leftover).map_err(io("cannot clear a new directory"))?,
+            Err(_) => {}
+        }
+    }
+    Witness::create(dir)?;
+    let db = database::open(&path)?;
+    let mut voters = voters.to_vec();
+    voters.sort_unstable();
+    let conf_state = ConfState { voters, ..ConfState::default() };
+    let mut batch = WriteBatch::default();
+    put_record(&mut batch, CONF, &conf_state.write_to_bytes().expect("it encodes"));
+    let mut options = WriteOptions::default();
+    options.set_sync(true);
+    db.write_opt(batch, &options).map_err(|e| damaged(&path, &e))?;
+    drop(db);
+    sync_dir(dir)?;
+    let file = MemberFile::new(dir, member);
+    file.save()?;
+    Ok(file)
+}
+
+fn batch_number(db: &DB) -> Result<u64, StoreError> {
+    let Some(bytes) = database::record(db, BATCH)? else { return Ok(0) };
+    let place = format!("`batch` in {}", db.path().display());
+    let bytes: [u8; 8] = bytes.as_slice().try_into().map_err(|_| corrupt_record(&place, "8 bytes", bytes.len()))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+/// Every entry that is kept, read once at the start: without gaps, terms never falling.
+fn read_log(db: &DB, truncated: Position) -> Result<(Terms, VecDeque<Entry>), StoreError> {
+    let mut terms = Terms::starting_after(truncated.index, truncated.term);
+    let (mut tail, mut bytes) = (VecDeque::new(), 0);
+    for item in db.iterator_cf(family(db, LOG), IteratorMode::Start) {
+        let (key, value) = item.map_err(|e| damaged(db.path(), &e))?;
+        let (last, term) = terms.last();
+        let entry = parse_entry(db, &key, &value)?;
+        if entry.index != last + 1 || entry.term < term {
+            let place = format!("the log in {}", db.path().display());
+            let expected = format!("entry {} of term {term} or later", last + 1);
+            return Err(corrupt_record(&place, expected, format!("entry {} of term {}", entry.index, entry.term)));
+        }
+        terms.put(entry.index, entry.term);
+        bytes += size_of(&entry);
+        tail.push_back(entry);
+        while bytes > TAIL_BYTES && tail.len() > 1 {
+            bytes -= tail.pop_front().as_ref().map_or(0, size_of);
+        }
+    }
+    Ok((terms, tail))
+}
+
+fn parse_entry(db: &DB, key: &[u8], value: &[u8]) -> Result<Entry, StoreError> {
+    let index = key.try_into().map(u64::from_be_bytes).unwrap_or_default();
+    let name = format!("log entry {index}");
+    let bytes = unframed(db.path(), &name, value)?;
+    let place = format!("{name} in {}", db.path().display());
+    let entry = Entry::parse_from_bytes(bytes).map_err(|e| corrupt_record(&place, "a readable entry", e))?;
+    if entry.index != index || index == 0 {
+        return Err(corrupt_record(&place, format!("index {index}"), format!("index {}", entry.index)));
+    }
+    Ok(entry)
+}
+
+impl Store for RocksStore {
+    fn truncated(&self) -> Position {
+        let (index, term) = self.terms.start();
+        Position { term, index }
+    }
+
+    fn last(&self) -> Position {
+        let (index, term) = self.terms.last();
+        Position { term, index }
+    }
+
+    fn term(&self, index: u64) -> Option<u64> {
+        self.terms.at(index)
+    }
+
+    fn hard_state(&self) -> HardState {
+        self.hard_state.clone()
+    }
+
+    fn conf_state(&self) -> ConfState {
+        self.conf_state.clone()
+    }
+
+    fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, StoreError> {
+        let mut bytes = 0;
+        let mut fits = |entry: &Entry| {
+            bytes += size_of(entry) as u64;
+            bytes <= max_bytes || entry.index == low
+        };
+        if let Some(first) = self.tail.front().map(|e| e.index).filter(|first| *first <= low) {
+            let range = self.tail.range((low - first) as usize..(high - first) as usize);
+            return Ok(range.take_while(|e| fits(e)).cloned().collect());
+        }
+        let mut found: Vec<Entry> = Vec::new();
+        let start = low.to_be_bytes();
+        for item in self.db.iterator_cf(family(&self.db, LOG), IteratorMode::From(&start, Direction::Forward)) {
+            let (key, value) = item.map_err(|e| damaged(self.db.path(), &e))?;
+            let entry = parse_entry(&self.db, &key, &value)?;
+            let next = low + found.len() as u64;
+            if entry.index != next {
+                let place = format!("the log in {}", self.db.path().display());
+                return Err(corrupt_record(&place, format!("entry {next}"), format!("entry {}", entry.index)));
+            }
+            if entry.index >= high || !fits(&entry) {
+                break;
+            }
+            found.push(entry);
+            if next + 1 == high {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn append(&mut self, entries: &[Entry], hard_state: Option<&HardState>, sync: bool) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        let log = family(&self.db, LOG);
+        for entry in entries {
+            let bytes = entry.write_to_bytes().expect("an entry always encodes");
+            batch.put_cf(log, entry.index.to_be_bytes(), framed(&bytes));
+        }
+        if let Some(end) = entries.last() {
+            for index in end.index + 1..=self.last().index {
+                batch.delete_cf(log, index.to_be_bytes());
+            }
+        }
+        if let Some(hard_state) = hard_state {
+            put_record(&mut batch, HARD, &hard_state.write_to_bytes().expect("it encodes"));
+        }
+        let number = self.batch + 1;
+        put_record(&mut batch, BATCH, &number.to_be_bytes());
+        self.write(batch, sync)?;
+        self.batch = number;
+        entries.iter().for_each(|e| self.remember(e));
+        self.trim_tail();
+        if let Some(hard_state) = hard_state {
+            self.hard_state = hard_state.clone();
+        }
+        if sync {
+            self.witness.record(Testimony { batch: number, last: self.last() })?;
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, index: u64) -> Result<(), StoreError> {
+        let checkpoint = self.checkpoint().map_or(0, |m| m.index);
+        if index > checkpoint {
+            return Err(StoreError::NotCheckpointed { asked: index, checkpoint });
+        }
+        let before = self.truncated().index;
+        let Some(term) = self.terms.at(index).filter(|_| index > before) else { return Ok(()) };
+        let mut batch = WriteBatch::default();
+        put_record(&mut batch, TRUNCATED, &encode_position(Position { term, index }));
+        let log = family(&self.db, LOG);
+        for gone in before + 1..=index {
+            batch.delete_cf(log, gone.to_be_bytes());
+        }
+        self.write(batch, true)?;
+        self.terms.cut(index);
+        while self.tail.front().is_some_and(|e| e.index <= index) {
+            self.tail_bytes -= self.tail.pop_front().as_ref().map_or(0, size_of);
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> &dyn StateRead {
+        &self.view
+    }
+
+    fn applied(&self) -> Position {
+        self.applied
+    }
+
+    fn apply(&mut self, at: Position, batch: &Batch) -> Result<(), StoreError> {
+        assert_eq!(at.index, self.applied.index + 1, "entries are applied one after the other");
+        if let Some(failure) = self.view.failure() {
+            return Err(failure);
+        }
+        let mut writes = WriteBatch::default();
+        let state = family(&self.db, STATE);
+        for change in &batch.changes {
+            match change {
+                Change::Put(key, value) => writes.put_cf(state, key, value),
+                Change::Delete(key) => writes.delete_cf(state, key),
+            }
+        }
+        put_record(&mut writes, APPLIED, &encode_position(at));
+        self.write(writes, false)?;
+        self.applied = at;
+        Ok(())
+    }
+
+    fn start_checkpoint(&mut self) -> Result<(), StoreError> {
+        self.checkpoints.start(&self.db)
+    }
+
+    fn checkpoint_running(&self) -> bool {
+        self.checkpoints.is_running()
+    }
+
+    fn poll_checkpoint(&mut self) -> Result<Option<SnapshotManifest>, StoreError> {
+        self.checkpoints.poll()
+    }
+
+    fn checkpoint(&self) -> Option<&SnapshotManifest> {
+        self.checkpoints.newest()
+    }
+
+    fn read_piece(
+        &mut self,
+        at: Position,
+        after: Option<&[u8]>,
+        max_bytes: usize,
+    ) -> Result<Option<Piece>, StoreError> {
+        let Some(db) = self.checkpoints.reader(at)? else { return Ok(None) };
+        let view = StateView::new(db);
+        let piece = piece_of(&view, after, max_bytes);
+        if let Some(failure) = view.failure() {
+            return Err(failure);
+        }
+        if piece.last {
+            self.checkpoints.close_reader();
+        }
+        Ok(Some(piece))
+    }
+
+    fn begin_install(&mut self, manifest: &SnapshotManifest) -> Result<Option<Vec<u8>>, StoreError> {
+        if !self.resume_install(manifest)? {
+            self.drop_install()?;
+            let number = self.member.state + 1;
+            let db = database::open(&state_dir(&self.dir, number))?;
+            let record = manifest.encode_to_vec();
+            db.put(INSTALL, framed(&record)).map_err(|e| damaged(db.path(), &e))?;
+            self.install = Some(Install { manifest: manifest.clone(), db, number });
+        }
+        let db = &self.install.as_ref().expect("it was just made").db;
+        let last = db.iterator_cf(family(db, STATE), IteratorMode::End).next().transpose();
+        Ok(last.map_err(|e| damaged(db.path(), &e))?.map(|(key, _)| key.to_vec()))
+    }
+
+    fn install_piece(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        let db = &self.install.as_ref().expect("begin_install came first").db;
+        let mut batch = WriteBatch::default();
+        let state = family(db, STATE);
+        records.iter().for_each(|r| batch.put_cf(state, &r.key, &r.value));
+        db.write(batch).map_err(|e| damaged(db.path(), &e))
+    }
+
+    fn verify_install(&mut self) -> Result<bool, StoreError> {
+        let Some(install) = &self.install else { return Ok(false) };
+        let db = &install.db;
+        let mut batch = WriteBatch::default();
+        put_record(&mut batch, APPLIED, &encode_position(position_of(&install.manifest)));
+        db.write(batch).map_err(|e| damaged(db.path(), &e))?;
+        db.flush_cf(family(db, STATE)).map_err(|e| damaged(db.path(), &e))?;
+        let matches = checkpoints::describe(db)? == install.manifest;
+        if !matches {
+            self.drop_install()?;
+        }
+        Ok(matches)
+    }
+
+    fn finish_install(&mut self, hard_state: &HardState, conf_state: &ConfState) -> Result<(), StoreError> {
+        let Install { manifest, db, number } = self.install.take().expect("a snapshot was verified");
+        let at = position_of(&manifest);
+        let batch_number = self.batch + 1;
+        let mut batch = WriteBatch::default();
+        batch.delete(INSTALL);
+        put_record(&mut batch, TRUNCATED, &encode_position(at));
+        put_record(&mut batch, APPLIED, &encode_position(at));
+        put_record(&mut batch, HARD, &hard_state.write_to_bytes().expect("it encodes"));
+        put_record(&mut batch, CONF, &conf_state.write_to_bytes().expect("it encodes"));
+        put_record(&mut batch, BATCH, &batch_number.to_be_bytes());
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        db.write_opt(batch, &options).map_err(|e| damaged(db.path(), &e))?;
+        sync_dir(&self.dir)?;
+        self.checkpoints.cancel();
+        self.checkpoints.make_now(&db)?;
+        // The switch: before it the old state counts with its log, after it the new one.
+        self.update_member(|member| member.state = number)?;
+        let old_path = self.db.path().to_owned();
+        let old = std::mem::replace(&mut self.db, Arc::new(db));
+        self.view = StateView::new(Arc::clone(&self.db));
+        self.retired.push((old, old_path));
+        self.batch = batch_number;
+        self.terms = Terms::starting_after(at.index, at.term);
+        (self.tail, self.tail_bytes) = (VecDeque::new(), 0);
+        self.hard_state = hard_state.clone();
+        self.conf_state = conf_state.clone();
+        self.applied = at;
+        self.witness.record(Testimony { batch: batch_number, last: at })?;
+        self.tidy()
+    }
+
+    fn bytes(&self) -> u64 {
+        let of = |family_name: &str, property: &str| {
+            let value = self.db.property_int_value_cf(family(&self.db, family_name), property);
+            value.ok().flatten().unwrap_or_default()
+        };
+        let families = ["default", LOG, STATE];
+        families.iter().map(|f| of(f, "rocksdb.total-sst-files-size") + of(f, "rocksdb.cur-size-all-mem-tables")).sum()
+    }
+}

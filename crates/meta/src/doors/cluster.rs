@@ -1,0 +1,146 @@
+//! etcd's Cluster, Maintenance and Auth services, as far as they mean something here. What does not is refused in
+//! words, so that nobody believes in a backup that was not made.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use cairn_meta_raft::Store;
+use cairn_proto::etcdserverpb::auth_server::Auth;
+use cairn_proto::etcdserverpb::cluster_server::Cluster;
+use cairn_proto::etcdserverpb::maintenance_server::Maintenance;
+use cairn_proto::etcdserverpb::{
+    AlarmRequest, AlarmResponse, AuthEnableRequest, AuthEnableResponse, AuthStatusRequest, AuthStatusResponse,
+    AuthenticateRequest, AuthenticateResponse, DefragmentRequest, DefragmentResponse, HashKvRequest, HashKvResponse,
+    HashRequest, HashResponse, Member, MemberListRequest, MemberListResponse, MoveLeaderRequest, MoveLeaderResponse,
+    SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, alarm_request::AlarmAction,
+};
+use futures::Stream;
+use tonic::{Request, Response, Status};
+
+use super::Headers;
+use super::errors::etcd_status;
+use crate::gateway::Gateway;
+
+/// The version of etcd's API that is spoken.
+const API_VERSION: &str = "3.4.0";
+
+#[derive(Clone)]
+pub(crate) struct ClusterDoor {
+    pub(crate) gateway: Gateway,
+    pub(crate) headers: Headers,
+    pub(crate) members: Arc<Vec<(u64, String)>>,
+}
+
+impl ClusterDoor {
+    async fn revision(&self) -> Result<i64, Status> {
+        self.gateway.local(|machine, _| machine.kv_revision()).await.map_err(etcd_status)
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterDoor {
+    async fn member_list(&self, request: Request<MemberListRequest>) -> Result<Response<MemberListResponse>, Status> {
+        if request.into_inner().linearizable {
+            self.gateway.read(|_, _| ()).await.map_err(etcd_status)?;
+        }
+        let member = |(id, address): &(u64, String)| Member {
+            id: *id,
+            name: format!("member-{id}"),
+            peer_ur_ls: vec![format!("http://{address}")],
+            client_ur_ls: vec![format!("http://{address}")],
+            is_learner: false,
+        };
+        let members = self.members.iter().map(member).collect();
+        Ok(Response::new(MemberListResponse { header: self.headers.at(self.revision().await?), members }))
+    }
+}
+
+#[tonic::async_trait]
+impl Maintenance for ClusterDoor {
+    async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
+        match request.into_inner().action() {
+            AlarmAction::Activate => Err(Status::unimplemented("alarms cannot be raised by hand here")),
+            AlarmAction::Get | AlarmAction::Deactivate => {
+                let header = self.headers.at(self.revision().await?);
+                Ok(Response::new(AlarmResponse { header, alarms: Vec::new() }))
+            }
+        }
+    }
+
+    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let look = self.gateway.look(|node| (node.machine().kv_revision(), node.store().bytes()));
+        let (revision, bytes) = look.await.map_err(etcd_status)?;
+        let standing = self.gateway.standing();
+        let errors = match standing.role.leader {
+            0 => vec!["etcdserver: no leader".to_owned()],
+            _ => Vec::new(),
+        };
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        Ok(Response::new(StatusResponse {
+            header: self.headers.at(revision),
+            version: API_VERSION.to_owned(),
+            db_size: bytes,
+            leader: standing.role.leader,
+            raft_index: standing.last_index,
+            raft_term: standing.role.term,
+            raft_applied_index: standing.applied.index,
+            errors,
+            db_size_in_use: bytes,
+            is_learner: false,
+        }))
+    }
+
+    async fn defragment(&self, _request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+        Err(Status::unimplemented("there is nothing to defragment: the store compacts itself in the background"))
+    }
+
+    async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        Err(Status::unimplemented("members compare their states by checkpoints, not by this hash"))
+    }
+
+    async fn hash_kv(&self, _request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        Err(Status::unimplemented("members compare their states by checkpoints, not by this hash"))
+    }
+
+    type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
+
+    async fn snapshot(&self, _request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        let words = "this is not an etcd database, so no etcd snapshot can be made of it: nothing was saved";
+        Err(Status::unimplemented(words))
+    }
+
+    async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+        let target = request.into_inner().target_id;
+        if !self.members.iter().any(|(id, _)| *id == target) {
+            return Err(Status::not_found("etcdserver: member not found"));
+        }
+        self.gateway.transfer_leader(target).await.map_err(etcd_status)?;
+        let header = self.headers.at(self.revision().await?);
+        let mut standings = self.gateway.standings();
+        let moved = standings.wait_for(|s| s.role.leader == target);
+        match tokio::time::timeout(crate::gateway::DEADLINE, moved).await {
+            Ok(Ok(_)) => Ok(Response::new(MoveLeaderResponse { header })),
+            _ => Err(Status::unavailable("etcdserver: request timed out, leader transfer took too long")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Auth for ClusterDoor {
+    async fn auth_status(&self, _request: Request<AuthStatusRequest>) -> Result<Response<AuthStatusResponse>, Status> {
+        let header = self.headers.at(self.revision().await?);
+        Ok(Response::new(AuthStatusResponse { header, enabled: false, auth_revision: 1 }))
+    }
+
+    async fn auth_enable(&self, _request: Request<AuthEnableRequest>) -> Result<Response<AuthEnableResponse>, Status> {
+        Err(Status::unimplemented("there are no users and passwords here; who may reach the address may call it"))
+    }
+
+    async fn authenticate(
+        &self,
+        _request: Request<AuthenticateRequest>,
+    ) -> Result<Response<AuthenticateResponse>, Status> {
+        // The very text that etcd's clients know: they then go on without a token.
+        Err(Status::failed_precondition("etcdserver: authentication is not enabled"))
+    }
+}

@@ -1,0 +1,296 @@
+//! Cairn's own service. A call that changes something becomes one command under the client's session; a call that asks
+//! is answered from a state that contains everything acknowledged before it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_meta_core::{Failure, Refusal, fence_pending, health, query};
+use cairn_proto::meta::command::Payload;
+use cairn_proto::meta::command_reply::Result as Answer;
+use cairn_proto::meta::meta_server::Meta;
+use cairn_proto::meta::{
+    AttachReply, AttachRequest, ChangePgsReply, ChangePgsRequest, CreatePoolReply, CreatePoolRequest,
+    CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DetachReply, DetachRequest,
+    DownEvidence, ErrorCode, GetVolumeReply, GetVolumeRequest, HealthReply, HealthRequest, ListNodesReply,
+    ListNodesRequest, ListPoolsReply, ListPoolsRequest, ListVolumesReply, ListVolumesRequest, MapUpdate, Member,
+    Mutation, PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply, RegisterNodeRequest, RegisterOsdReply,
+    RegisterOsdRequest, ReportDownReply, ReportDownRequest, ReportOsdReply, ReportOsdRequest, ReportPurgedReply,
+    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, StatusReply, StatusRequest, UnpublishVolumeReply,
+    UnpublishVolumeRequest, VolumeRef, WatchMapRequest, volume_ref,
+};
+use cairn_types::{Epoch, PoolId};
+use futures::Stream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status};
+use tracing::Instrument;
+
+use super::errors::{explained, status};
+use super::kv::mixed_up;
+use super::request_id;
+use crate::gateway::Gateway;
+use crate::leader::{Leader, command};
+use crate::peers::Peers;
+
+/// Map updates on their way into one stream; a slow client then gets one larger step.
+const UPDATES: usize = 4;
+/// How long an attach waits for its fence before it names what is missing. The client asks again.
+const FENCE_PATIENCE: Duration = Duration::from_secs(8);
+/// Placement groups that are named in one sentence.
+const NAMED_PGS: usize = 8;
+/// A watch at a member that has lost its leader ends after this long: the client finds another.
+const LEADERLESS: Duration = Duration::from_secs(5);
+
+pub(crate) struct MetaDoor {
+    pub(crate) me: u64,
+    pub(crate) gateway: Gateway,
+    pub(crate) leader: Leader,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) members: Arc<Vec<(u64, String)>>,
+    pub(crate) epochs: watch::Receiver<u64>,
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// Takes the mutation off a request, carries the rest out as one command, and takes the answer of the same name.
+macro_rules! mutate {
+    ($door:expr, $request:expr, $kind:ident) => {{
+        let id = request_id(&$request);
+        let mut request = $request.into_inner();
+        let mutation = request.mutation.take();
+        match $door.carry_out(Payload::$kind(request), mutation, id).await? {
+            Answer::$kind(reply) => reply,
+            _ => return Err(mixed_up()),
+        }
+    }};
+}
+
+impl MetaDoor {
+    async fn carry_out(&self, payload: Payload, mutation: Option<Mutation>, id: String) -> Result<Answer, Status> {
+        let mut command = command(payload, id);
+        let Some(mutation) = mutation.filter(|m| !m.session.is_empty()) else {
+            return self.gateway.propose_once(command).await.map_err(status);
+        };
+        if !mutation.request_id.is_empty() && mutation.request_id.len() <= 128 {
+            command.request_id = mutation.request_id;
+        }
+        command.session = mutation.session;
+        command.seq = mutation.seq;
+        command.acked_through = mutation.acked_through;
+        let span = tracing::debug_span!("command", request_id = %command.request_id);
+        self.gateway.propose(command).instrument(span).await.map_err(status)
+    }
+
+    async fn wait_for_fence(&self, pool: PoolId, epoch: Epoch) -> Result<(), Status> {
+        let deadline = Instant::now() + FENCE_PATIENCE;
+        let mut standings = self.gateway.standings();
+        loop {
+            standings.borrow_and_update();
+            let pending = self.gateway.local(move |machine, _| fence_pending(machine.map(), pool, epoch));
+            let pending = pending.await.map_err(status)?;
+            if pending.is_empty() {
+                return Ok(());
+            }
+            if tokio::time::timeout_at(deadline, standings.changed()).await.is_err() {
+                let named: Vec<String> = pending.iter().take(NAMED_PGS).map(ToString::to_string).collect();
+                let more = pending.len().saturating_sub(NAMED_PGS);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                let message = format!(
+                    "the fence does not hold yet: no in-sync OSD of placement groups {}{more} has acknowledged map {epoch}",
+                    named.join(", ")
+                );
+                let remedy = "bring back an OSD of each of them, then ask again with the same session and sequence";
+                return Err(explained(Code::DeadlineExceeded, &message, remedy));
+            }
+        }
+    }
+
+    fn member_checks(&self) -> Vec<cairn_proto::meta::HealthCheck> {
+        let silent: Vec<String> = self
+            .members
+            .iter()
+            .filter(|(id, _)| !self.peers.is_reachable(*id))
+            .map(|(id, address)| format!("member {id} at {address}"))
+            .collect();
+        if silent.is_empty() {
+            return Vec::new();
+        }
+        let summary = format!("{} of {} metadata members not reachable", silent.len(), self.members.len());
+        let severe = silent.len() * 2 >= self.members.len();
+        let remedy = "start them again; the service needs a majority of its members";
+        vec![health::check("MEMBER_DOWN", severe, summary, remedy, silent)]
+    }
+}
+
+fn name_of(by: Option<&VolumeRef>) -> String {
+    match by.and_then(|by| by.by.as_ref()) {
+        Some(volume_ref::By::Id(id)) => format!("with id {id}"),
+        Some(volume_ref::By::Name(name)) => format!("`{}`", name.escape_debug()),
+        None => "without a name".to_owned(),
+    }
+}
+
+#[tonic::async_trait]
+impl Meta for MetaDoor {
+    async fn status(&self, _request: Request<StatusRequest>) -> Reply<StatusReply> {
+        // Answered from here, without a quorum: it is what is asked when nothing else answers.
+        let seen = self.gateway.local(|machine, _| {
+            let cluster = machine.cluster().map(|id| id.to_string()).unwrap_or_default();
+            (cluster, machine.map().epoch.0, machine.cluster_version(), query::usage(machine))
+        });
+        let (cluster_id, epoch, cluster_version, usage) = seen.await.map_err(status)?;
+        let standing = self.gateway.standing();
+        let member = |(id, address): &(u64, String)| Member {
+            id: *id,
+            address: address.clone(),
+            healthy: self.peers.is_reachable(*id),
+        };
+        Ok(Response::new(StatusReply {
+            cluster_id,
+            member_id: self.me,
+            leader_id: standing.role.leader,
+            term: standing.role.term,
+            applied_index: standing.applied.index,
+            epoch,
+            members: self.members.iter().map(member).collect(),
+            cluster_version,
+            usage: Some(usage),
+        }))
+    }
+
+    async fn health(&self, _request: Request<HealthRequest>) -> Reply<HealthReply> {
+        let reply = self.gateway.read(|machine, _| health::health(machine)).await.map_err(status)?;
+        let mut checks = reply.checks;
+        checks.extend(self.member_checks());
+        Ok(Response::new(health::summed_up(checks)))
+    }
+
+    type WatchMapStream = Pin<Box<dyn Stream<Item = Result<MapUpdate, Status>> + Send>>;
+
+    async fn watch_map(&self, request: Request<WatchMapRequest>) -> Reply<Self::WatchMapStream> {
+        let mut since = Epoch(request.into_inner().since_epoch);
+        let (updates, receiver) = mpsc::channel(UPDATES);
+        let (gateway, mut epochs) = (self.gateway.clone(), self.epochs.clone());
+        tokio::spawn(async move {
+            let following = gateway.clone();
+            let lost = following.leader_lost(LEADERLESS);
+            tokio::pin!(lost);
+            loop {
+                epochs.borrow_and_update();
+                let update = gateway.local(move |machine, _| machine.map_since(since)).await.map_err(status);
+                let ended = update.is_err();
+                if let Some(update) = update.transpose() {
+                    since = update.as_ref().map_or(since, |update| Epoch(update.epoch));
+                    if updates.send(update).await.is_err() || ended {
+                        return;
+                    }
+                }
+                tokio::select! {
+                    changed = epochs.changed() => if changed.is_err() { return },
+                    () = updates.closed() => return,
+                    () = &mut lost => {
+                        let words = "this member has no leader, so the map it has may be old";
+                        let lost = explained(Code::Unavailable, words, "ask another member");
+                        let _ = updates.send(Err(lost)).await;
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn register_osd(&self, request: Request<RegisterOsdRequest>) -> Reply<RegisterOsdReply> {
+        Ok(Response::new(mutate!(self, request, RegisterOsd)))
+    }
+
+    async fn report_osd(&self, request: Request<ReportOsdRequest>) -> Reply<ReportOsdReply> {
+        self.leader.hear_osd(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn report_down(&self, request: Request<ReportDownRequest>) -> Reply<ReportDownReply> {
+        let report = request.get_ref();
+        if report.evidence() != DownEvidence::Exited && report.reporter.is_none() {
+            let words = "only another OSD can say that an OSD is silent or refuses connections";
+            return Err(explained(Code::InvalidArgument, words, "name the reporting OSD"));
+        }
+        Ok(Response::new(mutate!(self, request, ReportDown)))
+    }
+
+    async fn change_pgs(&self, request: Request<ChangePgsRequest>) -> Reply<ChangePgsReply> {
+        Ok(Response::new(mutate!(self, request, ChangePgs)))
+    }
+
+    async fn report_purged(&self, request: Request<ReportPurgedRequest>) -> Reply<ReportPurgedReply> {
+        Ok(Response::new(mutate!(self, request, ReportPurged)))
+    }
+
+    async fn create_pool(&self, request: Request<CreatePoolRequest>) -> Reply<CreatePoolReply> {
+        Ok(Response::new(mutate!(self, request, CreatePool)))
+    }
+
+    async fn list_pools(&self, _request: Request<ListPoolsRequest>) -> Reply<ListPoolsReply> {
+        let pools = self.gateway.read(|machine, _| query::pools(machine)).await.map_err(status)?;
+        Ok(Response::new(ListPoolsReply { pools }))
+    }
+
+    async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Reply<CreateVolumeReply> {
+        Ok(Response::new(mutate!(self, request, CreateVolume)))
+    }
+
+    async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Reply<GetVolumeReply> {
+        let by = request.into_inner().volume;
+        let named = name_of(by.as_ref());
+        let by = by.unwrap_or_default();
+        let found = self.gateway.query(move |_, state| {
+            let found = query::volume(state, &by)?;
+            let missing = || Refusal::new(ErrorCode::NotFound, format!("there is no volume {named}"));
+            found.ok_or_else(|| Failure::from(missing()))
+        });
+        Ok(Response::new(GetVolumeReply { volume: Some(found.await.map_err(status)?) }))
+    }
+
+    async fn list_volumes(&self, request: Request<ListVolumesRequest>) -> Reply<ListVolumesReply> {
+        let request = request.into_inner();
+        let page = self.gateway.query(move |machine, state| query::volumes(machine, state, &request));
+        page.await.map(Response::new).map_err(status)
+    }
+
+    async fn resize_volume(&self, request: Request<ResizeVolumeRequest>) -> Reply<ResizeVolumeReply> {
+        Ok(Response::new(mutate!(self, request, ResizeVolume)))
+    }
+
+    async fn delete_volume(&self, request: Request<DeleteVolumeRequest>) -> Reply<DeleteVolumeReply> {
+        Ok(Response::new(mutate!(self, request, DeleteVolume)))
+    }
+
+    async fn register_node(&self, request: Request<RegisterNodeRequest>) -> Reply<RegisterNodeReply> {
+        Ok(Response::new(mutate!(self, request, RegisterNode)))
+    }
+
+    async fn list_nodes(&self, _request: Request<ListNodesRequest>) -> Reply<ListNodesReply> {
+        let nodes = self.gateway.query(|machine, state| Ok(query::nodes(machine, state)?));
+        Ok(Response::new(ListNodesReply { nodes: nodes.await.map_err(status)? }))
+    }
+
+    async fn publish_volume(&self, request: Request<PublishVolumeRequest>) -> Reply<PublishVolumeReply> {
+        Ok(Response::new(mutate!(self, request, PublishVolume)))
+    }
+
+    async fn unpublish_volume(&self, request: Request<UnpublishVolumeRequest>) -> Reply<UnpublishVolumeReply> {
+        Ok(Response::new(mutate!(self, request, UnpublishVolume)))
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Reply<AttachReply> {
+        let reply: AttachReply = mutate!(self, request, Attach);
+        let pool = PoolId(reply.volume.as_ref().map_or(0, |volume| volume.pool));
+        self.wait_for_fence(pool, Epoch(reply.epoch)).await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn detach(&self, request: Request<DetachRequest>) -> Reply<DetachReply> {
+        Ok(Response::new(mutate!(self, request, Detach)))
+    }
+}

@@ -1,0 +1,72 @@
+//! Where the other members come in: their greetings, their streams, and their questions to the leader.
+
+use std::sync::Arc;
+
+use cairn_proto::meta::{ReportOsdReply, ReportOsdRequest};
+use cairn_proto::meta_raft::raft_server::Raft;
+use cairn_proto::meta_raft::{Hello, LeaseQuestion, LeaseTimes, PeerFrame, SendReply, Welcome};
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::errors;
+use crate::driver::FromPeer;
+use crate::gateway::Gateway;
+use crate::leader::Leader;
+use crate::peers::Peers;
+
+pub(crate) struct RaftDoor {
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) gateway: Gateway,
+    pub(crate) leader: Leader,
+    pub(crate) driver: mpsc::Sender<FromPeer>,
+}
+
+impl RaftDoor {
+    async fn admit(&self, hello: &Hello) -> Result<(), String> {
+        let admitted = self.peers.admit(hello, &self.gateway).await;
+        if let Err(words) = &admitted {
+            tracing::warn!(member = hello.from, "refused a member: {words}");
+        }
+        admitted
+    }
+}
+
+#[tonic::async_trait]
+impl Raft for RaftDoor {
+    async fn greet(&self, request: Request<Hello>) -> Result<Response<Welcome>, Status> {
+        let hello = request.into_inner();
+        let refused = self.admit(&hello).await.err().unwrap_or_default();
+        Ok(Response::new(Welcome { hello: Some(self.peers.hello(hello.from)), refused }))
+    }
+
+    async fn send(&self, request: Request<Streaming<PeerFrame>>) -> Result<Response<SendReply>, Status> {
+        let mut frames = request.into_inner();
+        let first = frames.message().await?.and_then(|frame| frame.hello);
+        let hello = first.ok_or_else(|| Status::invalid_argument("the first frame must say who is calling"))?;
+        self.admit(&hello).await.map_err(Status::failed_precondition)?;
+        let from = hello.from;
+        while let Some(frame) = frames.message().await? {
+            self.peers.heard_from(from);
+            if !frame.messages.is_empty() {
+                let input = FromPeer::Messages { from, messages: frame.messages };
+                self.driver.send(input).await.map_err(|_| Status::unavailable("this member is stopping"))?;
+            }
+        }
+        Ok(Response::new(SendReply {}))
+    }
+
+    async fn ask_leases(&self, request: Request<LeaseQuestion>) -> Result<Response<LeaseTimes>, Status> {
+        let question = request.into_inner();
+        let times = self.leader.lease_times_here(question).await.map_err(errors::status)?;
+        times.map(Response::new).ok_or_else(not_leading)
+    }
+
+    async fn report_osd(&self, request: Request<ReportOsdRequest>) -> Result<Response<ReportOsdReply>, Status> {
+        let reply = self.leader.hear_osd_here(request.into_inner()).await.map_err(errors::status)?;
+        reply.map(Response::new).ok_or_else(not_leading)
+    }
+}
+
+fn not_leading() -> Status {
+    Status::failed_precondition("this member does not lead")
+}

@@ -1,0 +1,333 @@
+//! The one owner of the member: a thread that feeds the node ticks, messages and calls, and carries out its orders.
+//!
+//! It waits for input, takes everything that waits, and then drains the node: what arrived together shares one sync of
+//! the disk. A proposal is kept until it is seen applied here, and proposed again after a change of leadership; the
+//! state machine applies it once. No call outlives its deadline.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_meta_core::Event;
+use cairn_meta_raft::{NodeError, Output, Role, Ticket};
+use cairn_proto::meta::Command;
+use cairn_proto::meta_raft::PeerMessage;
+use prost::Message;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::gateway::{Call, CallError, Node, Proposal, Read, Standing};
+use crate::own_session::{Name, OwnSessions};
+use crate::peers::Peers;
+use cairn_proto::meta::command_reply::Result as Answer;
+
+/// Inputs taken in one turn, of each kind.
+const TURN: usize = 512;
+/// Ticks without a leader after which waiting calls are told so. Longer than an election.
+const LEADERLESS_TICKS: u32 = 30;
+/// Ticks after which a proposal that was not seen is proposed again.
+const AGAIN_TICKS: u32 = 20;
+/// Ticks between looks for what can be given back.
+const TIDY_TICKS: u64 = 50;
+
+/// Something from another member.
+pub(crate) enum FromPeer {
+    Messages { from: u64, messages: Vec<PeerMessage> },
+    Unreachable(u64),
+}
+
+/// Whoever must hear what was applied.
+pub(crate) trait Audience: Send {
+    /// In order, on the driver's thread: must be quick.
+    fn applied(&mut self, events: Vec<Event>);
+    /// The state was replaced: earlier events are missing.
+    fn replaced(&mut self, node: &Node);
+}
+
+pub(crate) struct Driver<A> {
+    node: Node,
+    heartbeat: Duration,
+    peers: Arc<Peers>,
+    calls: mpsc::Receiver<Call>,
+    from_peers: mpsc::Receiver<FromPeer>,
+    standing: watch::Sender<Standing>,
+    audience: A,
+    sessions: OwnSessions,
+    next_ticket: Ticket,
+    proposals: BTreeMap<Ticket, Waiting>,
+    reads: BTreeMap<Ticket, Read>,
+    leaderless_ticks: u32,
+    ticks: u64,
+    /// Leadership changed: what waits is to be proposed again.
+    renew: bool,
+}
+
+/// A proposal that was not yet seen applied.
+struct Waiting {
+    command: Vec<u8>,
+    own: Option<Name>,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Answer, CallError>>,
+    /// Ticks since it was proposed; `None`: it was not taken yet.
+    proposed: Option<u32>,
+}
+
+impl<A: Audience> Driver<A> {
+    pub(crate) fn new(
+        node: Node,
+        heartbeat: Duration,
+        peers: Arc<Peers>,
+        calls: mpsc::Receiver<Call>,
+        from_peers: mpsc::Receiver<FromPeer>,
+        standing: watch::Sender<Standing>,
+        audience: A,
+    ) -> Self {
+        Self {
+            node,
+            heartbeat,
+            peers,
+            calls,
+            from_peers,
+            standing,
+            audience,
+            sessions: OwnSessions::new(),
+            next_ticket: 1,
+            proposals: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            leaderless_ticks: 0,
+            ticks: 0,
+            renew: false,
+        }
+    }
+
+    /// Until it is told to stop.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), NodeError> {
+        let mut clock = tokio::time::interval(self.heartbeat);
+        // After a pause of the process time went by once, not many times.
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut messages, mut calls) = (Vec::with_capacity(TURN), Vec::with_capacity(TURN));
+        self.audience.replaced(&self.node);
+        self.drain()?;
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                _ = clock.tick() => self.tick()?,
+                _ = self.from_peers.recv_many(&mut messages, TURN) => {}
+                _ = self.calls.recv_many(&mut calls, TURN) => {}
+            }
+            // Whatever else waits by now shares the sync.
+            while messages.len() < TURN
+                && let Ok(message) = self.from_peers.try_recv()
+            {
+                messages.push(message);
+            }
+            while calls.len() < TURN
+                && let Ok(call) = self.calls.try_recv()
+            {
+                calls.push(call);
+            }
+            for message in messages.drain(..) {
+                self.hear(message)?;
+            }
+            for call in calls.drain(..) {
+                self.take(call)?;
+            }
+            self.drain()?;
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), NodeError> {
+        self.node.handle_tick()?;
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(TIDY_TICKS) {
+            self.node.store_mut().tidy()?;
+        }
+        self.check_state()?;
+        match self.node.role().leader {
+            0 => self.leaderless_ticks = self.leaderless_ticks.saturating_add(1),
+            _ => self.leaderless_ticks = 0,
+        }
+        self.end_late_calls();
+        for waiting in self.proposals.values_mut() {
+            waiting.proposed = waiting.proposed.map(|ticks| ticks + 1).filter(|ticks| *ticks < AGAIN_TICKS);
+        }
+        self.propose_waiting();
+        Ok(())
+    }
+
+    /// A member that cannot read its own state must not go on with it.
+    fn check_state(&self) -> Result<(), NodeError> {
+        self.node.store().view().failure().map_or(Ok(()), |failure| Err(failure.into()))
+    }
+
+    fn hear(&mut self, input: FromPeer) -> Result<(), NodeError> {
+        match input {
+            FromPeer::Unreachable(member) => self.node.handle_unreachable(member),
+            FromPeer::Messages { from, messages } => {
+                for message in messages {
+                    self.node.handle_message(from, message)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, call: Call) -> Result<(), NodeError> {
+        match call {
+            Call::Propose(proposal) => self.take_proposal(proposal),
+            Call::Read(read) => {
+                let ticket = self.ticket();
+                self.node.read_index(ticket);
+                self.reads.insert(ticket, read);
+            }
+            Call::Local(query) => {
+                query(&self.node);
+                self.check_state()?;
+            }
+            Call::UpdateMember(change, done) => {
+                self.node.store_mut().update_member(change)?;
+                let _ = done.send(());
+            }
+            Call::TransferLeader(to) => self.node.transfer_leader(to),
+        }
+        Ok(())
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    fn take_proposal(&mut self, proposal: Proposal) {
+        let Proposal { mut command, own_session, deadline, reply } = proposal;
+        let own = own_session.then(|| self.sessions.name());
+        if let Some(name) = own {
+            sign(&mut command, name);
+        }
+        let ticket = self.ticket();
+        let command = command.encode_to_vec();
+        self.proposals.insert(ticket, Waiting { command, own, deadline, reply, proposed: None });
+        self.propose(ticket);
+    }
+
+    fn propose(&mut self, ticket: Ticket) {
+        if let Some(waiting) = self.proposals.get_mut(&ticket) {
+            let taken = self.node.propose(ticket, waiting.command.clone());
+            waiting.proposed = taken.is_ok().then_some(0);
+        }
+    }
+
+    fn propose_waiting(&mut self) {
+        if self.node.role().leader != 0 {
+            let idle = self.proposals.iter().filter(|(_, w)| w.proposed.is_none());
+            let tickets: Vec<Ticket> = idle.map(|(ticket, _)| *ticket).collect();
+            tickets.into_iter().for_each(|ticket| self.propose(ticket));
+        }
+    }
+
+    /// Nothing may be waited for beyond its deadline, nor for long while nobody leads.
+    fn end_late_calls(&mut self) {
+        let (now, leaderless) = (Instant::now(), self.leaderless_ticks >= LEADERLESS_TICKS);
+        let late = |deadline: Instant| leaderless || deadline <= now;
+        let tickets: Vec<Ticket> =
+            self.proposals.iter().filter(|(_, w)| late(w.deadline)).map(|(ticket, _)| *ticket).collect();
+        for ticket in tickets {
+            let error = self.reason(|waited_s| CallError::Unknown { waited_s });
+            self.answer(ticket, Err(error));
+        }
+        let tickets: Vec<Ticket> =
+            self.reads.iter().filter(|(_, r)| late(r.deadline)).map(|(ticket, _)| *ticket).collect();
+        for ticket in tickets {
+            let error = self.reason(|waited_s| CallError::Unconfirmed { waited_s });
+            if let Some(read) = self.reads.remove(&ticket) {
+                (read.query)(Err(error));
+            }
+        }
+        let reads = &self.reads;
+        self.node.forget_reads(|ticket| !reads.contains_key(&ticket));
+    }
+
+    fn reason(&self, otherwise: impl FnOnce(u64) -> CallError) -> CallError {
+        match self.node.role().leader {
+            0 => CallError::NoLeader { reachable: self.peers.reachable(), members: self.node.voters().len() },
+            _ => otherwise(crate::gateway::DEADLINE.as_secs()),
+        }
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Result<Answer, CallError>) {
+        if let Some(waiting) = self.proposals.remove(&ticket) {
+            if let Some(name) = waiting.own {
+                self.sessions.close(name);
+            }
+            let _ = waiting.reply.send(answer);
+        }
+    }
+
+    // ---- carrying out orders
+
+    fn drain(&mut self) -> Result<(), NodeError> {
+        loop {
+            while let Some(output) = self.node.poll_output()? {
+                self.carry_out(output);
+            }
+            if !std::mem::take(&mut self.renew) {
+                break;
+            }
+            self.propose_waiting();
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Send { to, message } => self.peers.send(to, message),
+            Output::Applied { ticket, applied, .. } => {
+                if !applied.events.is_empty() {
+                    self.audience.applied(applied.events);
+                }
+                if let (Some(ticket), Some(answer)) = (ticket, applied.reply.result) {
+                    self.answer(ticket, Ok(answer));
+                }
+            }
+            Output::ReadReady { ticket } => {
+                if let Some(read) = self.reads.remove(&ticket) {
+                    (read.query)(Ok(&self.node));
+                }
+            }
+            Output::Role(role) => self.notice(role),
+            Output::StateReplaced { .. } => self.audience.replaced(&self.node),
+        }
+    }
+
+    /// After a change of leadership nobody knows which proposals the old leader had: all are made again.
+    fn notice(&mut self, role: Role) {
+        tracing::info!(leader = role.leader, term = role.term, leading = role.leading, "leadership");
+        for waiting in self.proposals.values_mut() {
+            waiting.proposed = None;
+        }
+        self.renew = true;
+    }
+
+    fn publish(&mut self) {
+        let standing = Standing {
+            role: self.node.role(),
+            leads: self.node.leads_surely(),
+            applied: self.node.applied(),
+            last_index: self.node.last().index,
+        };
+        self.standing.send_if_modified(|old| {
+            let changed = *old != standing;
+            *old = standing;
+            changed
+        });
+    }
+}
+
+fn sign(command: &mut Command, name: Name) {
+    command.session = name.session.as_bytes().to_vec().into();
+    command.seq = name.seq;
+    command.acked_through = name.acked_through;
+}
