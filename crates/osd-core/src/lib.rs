@@ -11,11 +11,17 @@
 
 #![forbid(unsafe_code)]
 
+mod core;
+mod outbox;
 pub mod output;
+mod peers;
+mod pg;
 pub mod time;
 
+pub use core::OsdCore;
 pub use output::{
     CasOutcome, CasToken, Config, ConnId, DownEvidence, ListToken, LoadedPg, Output, PersistToken, PgChange,
     PgDecision, ReadFailure, ReadToken, StopReason, Transaction,
 };
+pub use pg::{BadRecord, BrokenLog, LoadError};
 pub use time::Time;

@@ -21,6 +21,8 @@ pub struct Config {
     pub bytes_in_flight: usize,
     /// Log entries kept per PG after they are committed.
     pub log_entries: usize,
+    /// Members that are recovered at once, over all PGs this OSD is primary of.
+    pub recoveries: usize,
     /// Pushes in flight per recovering member.
     pub recovery_window: usize,
 }
@@ -36,6 +38,7 @@ impl Config {
             requests_per_pg: 512,
             bytes_in_flight: 64 << 20,
             log_entries: 1024,
+            recoveries: 8,
             recovery_window: 4,
         }
     }
@@ -195,20 +198,20 @@ pub struct Transaction {
     pub pg: PgId,
     /// Forget the pending entries above this position.
     pub rewind: Option<u64>,
-    /// Everything up to here is committed: apply the pending entries up to here. Never falls.
-    pub commit: u64,
-    /// The log goes on after this point, which lies at or above its end: the position of the next append is one
-    /// higher. The entries kept so far are forgotten (after `commit` applied them).
-    pub restart: Option<LogPoint>,
     /// New entries, in order, directly after the log's end.
     pub append: Vec<Logged>,
+    /// Everything up to here is committed: apply the pending entries up to here. Never falls.
+    pub commit: u64,
+    /// The log goes on after this point, which lies at or above its end and is committed: the position of the next
+    /// append is one higher. The entries kept so far are forgotten.
+    pub restart: Option<LogPoint>,
     /// Content that recovery or repair brings: replaces what was there at once, below every pending entry.
     pub content: Vec<(ObjectId, Vec<Run>)>,
     /// Objects that go at once: the member is emptied before it is filled anew.
     pub remove: Vec<ObjectId>,
     /// Forget the kept entries at or below this position, which is committed.
     pub trim: Option<u64>,
-    /// Small keyed values of the PG: put, or deleted where there is none.
+    /// Small keyed values of the PG, in order, the last one of a key counts: put, or deleted where there is none.
     pub attributes: Vec<(Vec<u8>, Option<Bytes>)>,
 }
 
@@ -219,9 +222,9 @@ impl Transaction {
         Self {
             pg,
             rewind: None,
+            append: Vec::new(),
             commit,
             restart: None,
-            append: Vec::new(),
             content: Vec::new(),
             remove: Vec::new(),
             trim: None,

@@ -107,6 +107,15 @@ impl EntryOp {
         }
     }
 
+    /// The byte range it changes in an object of this many bytes: (offset, length).
+    #[must_use]
+    pub fn span(&self, object_size: u32) -> (u32, u32) {
+        match self {
+            Self::Remove { .. } => (0, object_size),
+            Self::Write { .. } | Self::Zero { .. } => self.range(),
+        }
+    }
+
     /// Whether the two touch a common block.
     #[must_use]
     pub fn touches(&self, object: ObjectId, offset: u32, len: u32) -> bool {

@@ -1,0 +1,121 @@
+//! Orders on their way to the driver, and what each token was for. All PGs of one OSD share it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use cairn_types::io::{ClientReply, Refusal, ReplyBody};
+use cairn_types::peer::{ObjectKey, PeerMessage, PgMessage};
+use cairn_types::{ConfVersion, Epoch, ObjectId, OsdId, PgId, RequestId};
+
+use crate::Time;
+use crate::output::{CasToken, ConnId, ListToken, Output, PersistToken, PgChange, ReadToken, Transaction};
+use crate::pg::{Durable, ListFor, ReadFor};
+
+/// What a durable token means to its owner.
+#[derive(Debug)]
+pub(crate) enum PersistFor {
+    Pg(PgId, Durable),
+    Epoch(Epoch),
+}
+
+/// See the file's head.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    queue: VecDeque<Output>,
+    next_token: u64,
+    persists: BTreeMap<PersistToken, (Time, PersistFor)>,
+    reads: BTreeMap<ReadToken, (Time, PgId, ReadFor)>,
+    lists: BTreeMap<ListToken, (PgId, ListFor)>,
+    proposals: BTreeMap<CasToken, Vec<PgId>>,
+    /// Payload bytes of client writes that are not committed yet.
+    pub(crate) bytes_in_flight: usize,
+    /// Members that are being recovered, over all PGs.
+    reservations: BTreeSet<(PgId, OsdId)>,
+}
+
+impl Outbox {
+    pub(crate) fn pop(&mut self) -> Option<Output> {
+        self.queue.pop_front()
+    }
+
+    pub(crate) fn push(&mut self, output: Output) {
+        self.queue.push_back(output);
+    }
+
+    fn token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    pub(crate) fn persist(&mut self, now: Time, transaction: Transaction, durable: Durable) {
+        let token = PersistToken(self.token());
+        self.persists.insert(token, (now, PersistFor::Pg(transaction.pg, durable)));
+        self.push(Output::Persist { token, transaction: Box::new(transaction) });
+    }
+
+    pub(crate) fn persist_epoch(&mut self, now: Time, epoch: Epoch) {
+        let token = PersistToken(self.token());
+        self.persists.insert(token, (now, PersistFor::Epoch(epoch)));
+        self.push(Output::PersistEpoch { token, epoch });
+    }
+
+    pub(crate) fn persisted(&mut self, token: PersistToken) -> Option<PersistFor> {
+        self.persists.remove(&token).map(|(_, what)| what)
+    }
+
+    pub(crate) fn read(&mut self, now: Time, pg: PgId, object: ObjectId, range: (u32, u32), what: ReadFor) {
+        let token = ReadToken(self.token());
+        self.reads.insert(token, (now, pg, what));
+        self.push(Output::Read { token, pg, object, offset: range.0, len: range.1 });
+    }
+
+    pub(crate) fn read_done(&mut self, token: ReadToken) -> Option<(PgId, ReadFor)> {
+        self.reads.remove(&token).map(|(_, pg, what)| (pg, what))
+    }
+
+    pub(crate) fn list(&mut self, pg: PgId, after: Option<ObjectKey>, limit: usize, what: ListFor) {
+        let token = ListToken(self.token());
+        self.lists.insert(token, (pg, what));
+        self.push(Output::List { token, pg, after, limit });
+    }
+
+    pub(crate) fn list_done(&mut self, token: ListToken) -> Option<(PgId, ListFor)> {
+        self.lists.remove(&token)
+    }
+
+    pub(crate) fn propose(&mut self, changes: Vec<PgChange>) -> CasToken {
+        let token = CasToken(self.token());
+        self.proposals.insert(token, changes.iter().map(|change| change.pg).collect());
+        self.push(Output::ProposePgs { token, changes });
+        token
+    }
+
+    pub(crate) fn proposal_done(&mut self, token: CasToken) -> Option<Vec<PgId>> {
+        self.proposals.remove(&token)
+    }
+
+    pub(crate) fn send(&mut self, to: OsdId, pg: PgId, c: ConfVersion, attempt: u64, body: PgMessage) {
+        self.push(Output::SendPeer { to, message: PeerMessage::Pg { pg, c, attempt, body } });
+    }
+
+    pub(crate) fn reply(&mut self, conn: ConnId, id: RequestId, result: Result<ReplyBody, Refusal>) {
+        self.push(Output::Reply { conn, reply: ClientReply { id, result } });
+    }
+
+    /// A place among the members that may be recovered at once; kept until `keep_reservations` finds it unused.
+    pub(crate) fn reserve(&mut self, pg: PgId, osd: OsdId, most: usize) -> bool {
+        let have = self.reservations.contains(&(pg, osd));
+        have || (self.reservations.len() < most && self.reservations.insert((pg, osd)))
+    }
+
+    /// Gives back the places that are not used any more.
+    pub(crate) fn keep_reservations(&mut self, used: impl Fn(PgId, OsdId) -> bool) {
+        self.reservations.retain(|(pg, osd)| used(*pg, *osd));
+    }
+
+    /// Age of the oldest unfinished disk operation, milliseconds.
+    pub(crate) fn oldest_io_ms(&self, now: Time) -> u64 {
+        let persist = self.persists.values().next().map(|(at, _)| *at);
+        let read = self.reads.values().next().map(|(at, _, _)| *at);
+        persist.into_iter().chain(read).min().map_or(0, |at| now.ms_since(at))
+    }
+}

@@ -1,0 +1,239 @@
+//! What the primary asks of the metadata service: to drop members that hold everybody up, to take in those that
+//! came back, to give the lead away when its own disk is sick. One proposal per PG at a time.
+//!
+//! From the sending of a proposal until its outcome is known for certain, both configurations may be in force, and
+//! whatever is committed or answered counts with both in-sync sets (I3). An outcome that is unknown stays unknown
+//! until the configuration has moved on: then no copy of the proposal can be applied any more.
+
+use cairn_types::map::PgConfig;
+use cairn_types::{ConfVersion, Epoch, OsdId};
+
+use super::{Ctx, Pg};
+use crate::Time;
+use crate::output::{CasToken, Output, PgChange, PgDecision};
+
+/// After a refusal.
+const REFUSED_MS: u64 = 500;
+/// After an unknown outcome.
+const UNKNOWN_MS: u64 = 100;
+/// A disk operation that takes longer than this makes its OSD unfit to lead or to be waited for.
+const SICK_MS: u64 = 1000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// To be sent with the next command.
+    Wanted,
+    Sent(CasToken),
+    /// Applied: the map of this epoch brings it.
+    Applied(Epoch),
+    /// To be sent again: the outcome is unknown.
+    Again(Time),
+}
+
+/// One compare-and-swap under way.
+#[derive(Debug)]
+pub(super) struct Proposal {
+    change: PgChange,
+    stage: Stage,
+    /// Some copy of this or an earlier proposal for the same `c` may still be applied.
+    doubtful: bool,
+    /// The in-sync sets of all proposals for this `c` that may be in force.
+    sets: Vec<Vec<OsdId>>,
+}
+
+impl Proposal {
+    pub(super) fn expect_c(&self) -> ConfVersion {
+        self.change.expect_c
+    }
+}
+
+impl Pg {
+    /// The in-sync sets of every configuration that may be in force.
+    pub(super) fn in_force(&self) -> impl Iterator<Item = &[OsdId]> {
+        let proposed = self.primary.iter().filter_map(|primary| primary.proposal.as_ref());
+        let proposed = proposed.flat_map(|proposal| proposal.sets.iter().map(Vec::as_slice));
+        std::iter::once(self.config.isr.as_slice()).chain(proposed)
+    }
+
+    /// The other members of their union.
+    pub(super) fn must_persist(&self) -> Vec<OsdId> {
+        let all = self.in_force().flatten().copied().filter(|osd| *osd != self.me);
+        all.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Decides what to ask for.
+    pub(super) fn advance_proposal(&mut self, ctx: &mut Ctx<'_>) {
+        let Some(primary) = &self.primary else { return };
+        match &primary.proposal {
+            Some(Proposal { stage: Stage::Again(at), .. }) if *at <= ctx.now => {
+                self.primary.as_mut().and_then(|p| p.proposal.as_mut()).expect("seen above").stage = Stage::Wanted;
+            }
+            Some(_) => {}
+            None if ctx.now < primary.propose_after => {}
+            None => {
+                if let Some(change) = self.wish(ctx) {
+                    let sets = vec![change.isr.clone()];
+                    let proposal = Proposal { change, stage: Stage::Wanted, doubtful: false, sets };
+                    self.primary.as_mut().expect("seen above").proposal = Some(proposal);
+                }
+            }
+        }
+    }
+
+    fn as_change(&self, config: PgConfig) -> PgChange {
+        let PgConfig { primary, isr, acting, backfill, .. } = config;
+        PgChange { pg: self.id, expect_c: self.config.c, primary, isr, acting, backfill }
+    }
+
+    fn wish(&self, ctx: &Ctx<'_>) -> Option<PgChange> {
+        let primary = self.primary.as_ref()?;
+        let changed = self
+            .without_failed(ctx)
+            .or_else(|| self.with_another_leader(ctx))
+            .or_else(|| primary.cut_above.map(|_| self.config.clone()))
+            .or_else(|| if primary.is_active() { self.with_joined(ctx) } else { None })
+            .or_else(|| if primary.is_active() { self.with_returned(ctx) } else { None });
+        changed.map(|config| self.as_change(config))
+    }
+
+    /// In-sync members that are down, contradict themselves, or hold everybody up are dropped, if enough remain.
+    fn without_failed(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
+        let primary = self.primary.as_ref()?;
+        let end = self.log.end().seq();
+        let failed = |osd: &OsdId| {
+            *osd != self.me
+                && (ctx.peers.is_down(ctx.now, *osd)
+                    || primary.members.get(osd).is_some_and(|m| m.corrupt || m.is_stalled(ctx.now, end)))
+        };
+        let isr = self.config.isr.iter().copied().filter(|osd| !failed(osd)).collect::<Vec<_>>();
+        let enough = isr.len() >= self.min_size && isr.len() < self.config.isr.len();
+        enough.then(|| {
+            let gone = |osd: &OsdId| self.config.isr.contains(osd) && !isr.contains(osd);
+            let acting = self.config.acting.iter().copied().filter(|osd| !gone(osd)).collect();
+            let backfill = self.config.backfill.iter().copied().filter(|osd| !gone(osd)).collect();
+            PgConfig { isr: isr.clone(), acting, backfill, ..self.config.clone() }
+        })
+    }
+
+    /// This OSD's disk is sick, or its copy is: another in-sync member leads.
+    fn with_another_leader(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
+        if self.usable && ctx.out.oldest_io_ms(ctx.now) < SICK_MS {
+            return None;
+        }
+        let fit = |osd: &&OsdId| {
+            **osd != self.me && !ctx.peers.is_down(ctx.now, **osd) && u64::from(ctx.peers.oldest_io_ms(**osd)) < SICK_MS
+        };
+        let leader = *self.config.isr.iter().find(fit)?;
+        let rest = |set: &[OsdId]| set.iter().copied().filter(|osd| *osd != self.me).collect::<Vec<_>>();
+        let isr = rest(&self.config.isr);
+        if isr.len() < self.min_size {
+            return self.usable.then(|| PgConfig { primary: Some(leader), ..self.config.clone() });
+        }
+        let acting = rest(&self.config.acting);
+        Some(PgConfig { primary: Some(leader), isr, acting, ..self.config.clone() })
+    }
+
+    /// Members that have everything, receive everything, and have granted their lease join the in-sync set (I3).
+    fn with_joined(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
+        let primary = self.primary.as_ref()?;
+        let commit = self.log.commit();
+        let whole = |osd: &OsdId| {
+            primary.members.get(osd).is_some_and(|member| {
+                member.is_streaming()
+                    && !member.corrupt
+                    && member.acked >= commit
+                    && member.recovery.as_ref().is_some_and(|recovery| recovery.is_whole(commit))
+                    && ctx.peers.holds_lease(ctx.now, *osd)
+                    && !ctx.peers.is_down(ctx.now, *osd)
+                    && u64::from(ctx.peers.oldest_io_ms(*osd)) < SICK_MS
+            })
+        };
+        let outside = primary.members.keys().copied().filter(|osd| !self.config.isr.contains(osd));
+        let joined = outside.filter(whole).collect::<Vec<_>>();
+        if joined.is_empty() {
+            return None;
+        }
+        let mut config = self.config.clone();
+        config.isr.extend(&joined);
+        config.acting.extend(joined.iter().filter(|osd| !self.config.acting.contains(osd)));
+        config.backfill.retain(|osd| !joined.contains(osd));
+        Some(config)
+    }
+
+    /// OSDs that placement wants and that are reachable become members: catching up where their dirty map is
+    /// known, filled from nothing otherwise.
+    fn with_returned(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
+        let wanted = |osd: &&OsdId| {
+            **osd != self.me
+                && !super::is_member(&self.config, **osd)
+                && !ctx.peers.is_down(ctx.now, **osd)
+                && u64::from(ctx.peers.oldest_io_ms(**osd)) < SICK_MS
+        };
+        let (known, new): (Vec<_>, Vec<_>) =
+            self.config.up.iter().filter(wanted).copied().partition(|osd| self.absents.of(*osd).is_some());
+        if known.is_empty() && new.is_empty() {
+            return None;
+        }
+        let mut config = self.config.clone();
+        config.acting.extend(known);
+        config.backfill.extend(new);
+        Some(config)
+    }
+
+    /// The proposal to be sent now, if there is one.
+    pub(crate) fn wanted_change(&self) -> Option<PgChange> {
+        let proposal = self.primary.as_ref()?.proposal.as_ref()?;
+        (proposal.stage == Stage::Wanted).then(|| proposal.change.clone())
+    }
+
+    /// It was sent.
+    pub(crate) fn note_proposed(&mut self, token: CasToken) {
+        if let Some(proposal) = self.primary.as_mut().and_then(|primary| primary.proposal.as_mut()) {
+            proposal.stage = Stage::Sent(token);
+        }
+    }
+
+    /// What came of it. `None` is unknown.
+    pub(crate) fn handle_cas(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        token: CasToken,
+        epoch: Epoch,
+        decision: Option<&PgDecision>,
+    ) {
+        self.touched = true;
+        let (now, config) = (ctx.now, self.config.clone());
+        let Some(primary) = &mut self.primary else { return };
+        let Some(proposal) = primary.proposal.as_mut().filter(|p| p.stage == Stage::Sent(token)) else { return };
+        match decision {
+            None => {
+                proposal.doubtful = true;
+                proposal.stage = Stage::Again(now.plus_ms(UNKNOWN_MS));
+            }
+            Some(decision) if decision.applied || decision.now.c > proposal.change.expect_c => {
+                proposal.stage = Stage::Applied(epoch);
+                ctx.out.push(Output::NeedMap { epoch });
+            }
+            Some(_) if proposal.doubtful => {
+                // An earlier copy may still be applied: any change at all, even none, outdates it.
+                let PgConfig { primary: leader, isr, acting, backfill, .. } = config;
+                proposal.sets.push(isr.clone());
+                proposal.change =
+                    PgChange { pg: self.id, expect_c: self.config.c, primary: leader, isr, acting, backfill };
+                proposal.stage = Stage::Again(now.plus_ms(REFUSED_MS));
+            }
+            Some(_) => {
+                primary.proposal = None;
+                primary.propose_after = now.plus_ms(REFUSED_MS);
+            }
+        }
+    }
+
+    /// When a proposal is due again.
+    pub(super) fn proposal_deadline(&self) -> Option<Time> {
+        match self.primary.as_ref()?.proposal.as_ref()?.stage {
+            Stage::Again(at) => Some(at),
+            Stage::Wanted | Stage::Sent(_) | Stage::Applied(_) => None,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Deleted volumes: the primary walks the PG in key order and removes their objects as log entries, in order with
+//! everything else, and reports the PG purged once all removals are committed.
+
+use std::collections::BTreeMap;
+
+use cairn_types::peer::{EntryOp, Logged, ObjectKey};
+use cairn_types::{ObjectId, VolumeId};
+
+use super::{Ctx, ListFor, Pg};
+use crate::Time;
+use crate::output::Output;
+
+/// Objects listed at once.
+const STEP: usize = 64;
+/// A report is made again when the map does not show it after this long.
+const REPORT_MS: u64 = 5000;
+
+#[derive(Debug)]
+enum Walk {
+    /// Waits for a listing.
+    Listing,
+    /// Goes on after this object once everything through this position is committed.
+    After { key: Option<ObjectKey>, committed: u64 },
+    /// All removals stand in the log, up to this position.
+    End { committed: u64 },
+}
+
+/// See the file's head.
+#[derive(Debug, Default)]
+pub(super) struct Purge {
+    walk: Option<(VolumeId, Walk)>,
+    reported: BTreeMap<VolumeId, Time>,
+}
+
+impl Pg {
+    /// Removes a little more of what is deleted.
+    pub(super) fn advance_purge(&mut self, ctx: &mut Ctx<'_>) {
+        let (pool, commit, held) = (self.id.pool, self.log.commit(), self.is_held());
+        let Some(primary) = &mut self.primary else { return };
+        if !primary.is_active() || primary.cut_above.is_some() || held {
+            return;
+        }
+        let purge = &mut primary.purge;
+        if purge.walk.is_none() {
+            let wanted = ctx.map.volumes.iter().filter(|(_, fence)| fence.purging && fence.pool == pool);
+            purge.reported.retain(|volume, _| ctx.map.volumes.contains_key(volume));
+            let due =
+                |volume: &VolumeId| purge.reported.get(volume).is_none_or(|at| ctx.now.ms_since(*at) >= REPORT_MS);
+            let next = wanted.map(|(volume, _)| *volume).find(due);
+            purge.walk = next.map(|volume| (volume, Walk::After { key: None, committed: 0 }));
+        }
+        match &mut purge.walk {
+            Some((_, walk @ Walk::After { .. })) => {
+                let Walk::After { key, committed } = *walk else { return };
+                if committed <= commit {
+                    *walk = Walk::Listing;
+                    ctx.out.list(self.id, key, STEP, ListFor::Purge);
+                }
+            }
+            Some((volume, Walk::End { committed })) if *committed <= commit => {
+                ctx.out.push(Output::ReportPurged { volume: *volume, pg: self.id });
+                purge.reported.insert(*volume, ctx.now);
+                purge.walk = None;
+            }
+            Some((_, Walk::Listing | Walk::End { .. })) | None => {}
+        }
+    }
+
+    /// Some of the PG's objects, in key order.
+    pub(super) fn purge_listed(&mut self, ctx: &mut Ctx<'_>, objects: Vec<ObjectId>) {
+        let active = self.primary.as_ref().is_some_and(|primary| primary.is_active() && primary.cut_above.is_none());
+        let walk = self.primary.as_ref().and_then(|primary| primary.purge.walk.as_ref());
+        let Some((volume, Walk::Listing)) = walk else { return };
+        let volume = *volume;
+        if !active {
+            self.primary.as_mut().expect("seen above").purge.walk = None;
+            return;
+        }
+        let last = objects.last().copied().map(ObjectKey::new);
+        let at_end = objects.len() < STEP;
+        for object in objects.into_iter().filter(|object| object.volume == volume) {
+            let entry = self.next_entry(ctx, EntryOp::Remove { object });
+            self.append(ctx, vec![Logged { entry, data: bytes::Bytes::new() }]);
+        }
+        let committed = self.log.end().seq();
+        let walk = if at_end { Walk::End { committed } } else { Walk::After { key: last, committed } };
+        self.primary.as_mut().expect("seen above").purge.walk = Some((volume, walk));
+    }
+}

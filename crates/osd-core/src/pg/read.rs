@@ -1,0 +1,164 @@
+//! Reads at the primary: the data is read first and the lease checked after it, just before the answer; a read
+//! that overlaps an entry above the commit point waits until that entry is committed.
+
+use cairn_types::io::{BlockState, ClientRequest, ReadData, Refusal, ReplyBody};
+use cairn_types::peer::{Run, RunContent};
+use cairn_types::{BLOCK_SIZE, ObjectId, RequestId};
+
+use super::{Ctx, Pg, ReadFor, fence};
+use crate::output::{ConnId, ReadFailure};
+
+/// One client's read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClientRead {
+    pub(super) conn: ConnId,
+    pub(super) request: ReadRequest,
+}
+
+/// What it asks for, with what it needs to be let in again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ReadRequest {
+    pub(super) id: RequestId,
+    pub(super) object: ObjectId,
+    pub(super) offset: u32,
+    pub(super) len: u32,
+    /// The request without its body, for the fence.
+    pub(super) envelope: Box<ClientRequest>,
+}
+
+/// A read that has its data and waits for the commit point or the lease.
+#[derive(Debug)]
+pub(super) struct ReadyRead {
+    pub(super) conn: ConnId,
+    pub(super) id: RequestId,
+    /// The answer counts once this position is committed.
+    after: u64,
+    data: ReadData,
+    envelope: Box<ClientRequest>,
+}
+
+impl Pg {
+    /// Asks the store, or first a peer where this copy lacks the blocks.
+    pub(super) fn start_read(&mut self, ctx: &mut Ctx<'_>, conn: ConnId, request: &ClientRequest) {
+        let (offset, len) = request.op.range();
+        let object = request.op.object();
+        let request = ReadRequest { id: request.id, object, offset, len, envelope: Box::new(request.clone()) };
+        self.read_again(ctx, ClientRead { conn, request });
+    }
+
+    /// See [`Pg::start_read`].
+    pub(super) fn read_again(&mut self, ctx: &mut Ctx<'_>, read: ClientRead) {
+        let (object, offset, len) = (read.request.object, read.request.offset, read.request.len);
+        if self.missing.lacks(object, offset, len) {
+            self.repair.wait_for(object, offset, len, Some(read));
+            return;
+        }
+        let Some(primary) = &mut self.primary else { return };
+        primary.reading += 1;
+        let what = ReadFor::Client { serial: primary.serial, read };
+        ctx.out.read(ctx.now, self.id, object, (offset, len), what);
+    }
+
+    /// The store's answer.
+    pub(super) fn client_read_done(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        serial: u64,
+        read: ClientRead,
+        result: Result<ReadData, ReadFailure>,
+    ) {
+        let ClientRead { conn, request } = &read;
+        let Some(primary) = self.primary.as_mut().filter(|primary| primary.serial == serial) else {
+            let refusal = Refusal::NotPrimary { epoch: ctx.map.epoch };
+            ctx.out.reply(*conn, request.id, Err(refusal));
+            return;
+        };
+        primary.reading -= 1;
+        match result {
+            Ok(data) => {
+                let after = self.log.touched_by(request.object, request.offset, request.len).unwrap_or(0);
+                let ReadRequest { id, envelope, .. } = read.request;
+                primary.ready.push(ReadyRead { conn: read.conn, id, after, data, envelope });
+            }
+            Err(ReadFailure::Corrupt { offsets }) => {
+                self.missing.add(request.object, &offsets);
+                self.read_again(ctx, read);
+            }
+        }
+    }
+
+    /// Answers the reads whose entries are committed, if the leases hold at this instant.
+    pub(super) fn finish_reads(&mut self, ctx: &mut Ctx<'_>) {
+        let commit = self.log.commit();
+        let idle = self.primary.as_ref().is_none_or(|primary| primary.ready.is_empty() || !primary.is_active());
+        if idle || self.is_held() || !self.holds_leases(ctx) {
+            return;
+        }
+        let Some(primary) = &mut self.primary else { return };
+        let (done, wait): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut primary.ready).into_iter().partition(|read| read.after <= commit);
+        primary.ready = wait;
+        for read in done {
+            let result = fence::admit(ctx.map, &read.envelope).map(|()| ReplyBody::Data(read.data));
+            ctx.out.reply(read.conn, read.id, result);
+        }
+    }
+
+    /// Every member of every configuration that may be in force has granted its lease.
+    fn holds_leases(&self, ctx: &Ctx<'_>) -> bool {
+        let all = self.must_persist();
+        all.into_iter().all(|osd| ctx.peers.holds_lease(ctx.now, osd))
+    }
+}
+
+/// What was read, as runs of blocks in the same state. `offset` is where it begins in the object.
+pub(super) fn as_runs(read: &ReadData, offset: u32) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (index, state) in read.blocks.iter().enumerate() {
+        let at = index * BLOCK_SIZE as usize;
+        let block = || read.data.slice(at..at + BLOCK_SIZE as usize);
+        match (runs.last_mut(), state) {
+            (Some(Run { len, content: RunContent::Absent, .. }), BlockState::Absent)
+            | (Some(Run { len, content: RunContent::Zero, .. }), BlockState::Zero) => *len += BLOCK_SIZE,
+            (Some(Run { len, offset: from, content: RunContent::Data { data, crcs } }), BlockState::Data { crc }) => {
+                let start = (*from - offset) as usize;
+                *len += BLOCK_SIZE;
+                *data = read.data.slice(start..start + *len as usize);
+                crcs.push(*crc);
+            }
+            _ => {
+                let content = match state {
+                    BlockState::Absent => RunContent::Absent,
+                    BlockState::Zero => RunContent::Zero,
+                    BlockState::Data { crc } => RunContent::Data { data: block(), crcs: vec![*crc] },
+                };
+                runs.push(Run { offset: offset + at as u32, len: BLOCK_SIZE, content });
+            }
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn runs_join_equal_neighbours_and_share_the_data() {
+        let blocks = vec![
+            BlockState::Absent,
+            BlockState::Data { crc: 1 },
+            BlockState::Data { crc: 2 },
+            BlockState::Zero,
+            BlockState::Zero,
+        ];
+        let data = (0..5u8).flat_map(|value| vec![value; 4096]).collect::<Vec<_>>();
+        let runs = as_runs(&ReadData { data: Bytes::from(data), blocks }, 8192);
+        let shape = runs.iter().map(|run| (run.offset / 4096, run.len / 4096)).collect::<Vec<_>>();
+        assert_eq!(shape, vec![(2, 1), (3, 2), (5, 2)]);
+        let RunContent::Data { data, crcs } = &runs[1].content else { panic!("data") };
+        assert_eq!((data[0], data[4096], crcs.as_slice()), (1, 2, &[1, 2][..]));
+    }
+}
