@@ -198,13 +198,13 @@ pub struct Transaction {
     pub pg: PgId,
     /// Forget the pending entries above this position.
     pub rewind: Option<u64>,
-    /// New entries, in order, directly after the log's end.
-    pub append: Vec<Logged>,
     /// Everything up to here is committed: apply the pending entries up to here. Never falls.
     pub commit: u64,
     /// The log goes on after this point, which lies at or above its end and is committed: the position of the next
     /// append is one higher. The entries kept so far are forgotten.
     pub restart: Option<LogPoint>,
+    /// New entries, in order, directly after the log's end.
+    pub append: Vec<Logged>,
     /// Content that recovery or repair brings: replaces what was there at once, below every pending entry.
     pub content: Vec<(ObjectId, Vec<Run>)>,
     /// Objects that go at once: the member is emptied before it is filled anew.
@@ -222,9 +222,9 @@ impl Transaction {
         Self {
             pg,
             rewind: None,
-            append: Vec::new(),
             commit,
             restart: None,
+            append: Vec::new(),
             content: Vec::new(),
             remove: Vec::new(),
             trim: None,

@@ -593,7 +593,7 @@ pub struct PgStatus {
     /// The log's end.
     pub end: LogPoint,
     /// Committed through here.
-    pub commit: u64,
+    pub committed: LogPoint,
     /// Blocks that this OSD itself misses.
     pub missing_blocks: u64,
     /// Members that are being recovered by this primary.

@@ -7,7 +7,7 @@ use cairn_types::io::Refusal;
 use cairn_types::map::PgConfig;
 use cairn_types::peer::LogPoint;
 
-use super::{Ctx, Durable, Pg, is_member};
+use super::{Ctx, Durable, Pg};
 
 impl Pg {
     /// Follows the map this OSD has now.
@@ -79,10 +79,5 @@ impl Pg {
         }
         self.log.drop_data(self.log.commit());
         self.replica.forget_primary();
-    }
-
-    /// Whether this OSD has lost all part in the PG.
-    pub(crate) fn is_stray(&self) -> bool {
-        !is_member(&self.config, self.me)
     }
 }

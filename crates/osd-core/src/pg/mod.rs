@@ -159,11 +159,6 @@ impl Pg {
         self.touched
     }
 
-    /// The configuration in force here.
-    pub(crate) fn config(&self) -> &PgConfig {
-        &self.config
-    }
-
     /// Everybody with a part in this PG, or who may get one.
     pub(crate) fn others(&self) -> impl Iterator<Item = OsdId> + '_ {
         let all = self.config.acting.iter().chain(&self.config.isr).chain(&self.config.backfill);
@@ -307,7 +302,7 @@ impl Pg {
             c: self.config.c,
             state: self.state(),
             end: self.log.end(),
-            commit: self.log.commit(),
+            committed: self.log.commit_point(),
             missing_blocks: self.missing.count(),
             recovering: self.recovering(),
             requests: self.requests(),

@@ -154,9 +154,11 @@ impl Pg {
             return None;
         }
         let mut config = self.config.clone();
-        config.isr.extend(&joined);
-        config.acting.extend(joined.iter().filter(|osd| !self.config.acting.contains(osd)));
-        config.backfill.retain(|osd| !joined.contains(osd));
+        let (filled, caught_up): (Vec<_>, Vec<_>) = joined.into_iter().partition(|osd| config.backfill.contains(osd));
+        // A member that was filled from nothing is first one that has caught up, then in sync.
+        config.backfill.retain(|osd| !filled.contains(osd));
+        config.acting.extend(filled);
+        config.isr.extend(caught_up);
         Some(config)
     }
 
