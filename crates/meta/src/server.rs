@@ -224,6 +224,7 @@ impl Member {
         let id = self.config.id;
         // Ends everything else when the driver ends, and is ended by the caller's.
         let stop = shutdown.child_token();
+        let _stopped_with_me = stop.clone().drop_guard();
         let server = self.server(listener, stop.clone());
         let mut links = tokio::task::JoinSet::new();
         for (to, queue) in queues {
@@ -234,6 +235,7 @@ impl Member {
         links.spawn(remember_cluster(self.cluster, Arc::clone(&self.peers), self.gateway.clone(), stop.clone()));
         // The driver outlives the doors: calls that are open are answered before it goes.
         let driver_stop = CancellationToken::new();
+        let _driver_stopped_with_me = driver_stop.clone().drop_guard();
         let mut driver = spawn_driver(id, self.driver, driver_stop.clone())?;
         let mut server = tokio::spawn(server);
         let ended = tokio::select! {

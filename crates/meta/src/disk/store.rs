@@ -582,3 +582,114 @@ impl Store for RocksStore {
         families.iter().map(|f| of(f, "rocksdb.total-sst-files-size") + of(f, "rocksdb.cur-size-all-mem-tables")).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cairn_meta_raft::suite::{self, Rig};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    struct OnDisk {
+        dirs: Vec<TempDir>,
+    }
+
+    impl Rig for OnDisk {
+        type Store = RocksStore;
+
+        fn fresh(&mut self) -> RocksStore {
+            self.dirs.push(tempfile::tempdir().unwrap());
+            self.open()
+        }
+
+        fn crash(&mut self, store: RocksStore, _dice: u64) -> RocksStore {
+            drop(store);
+            self.open()
+        }
+    }
+
+    impl OnDisk {
+        fn open(&self) -> RocksStore {
+            RocksStore::open(self.dirs.last().unwrap().path(), 2, &[3, 1, 2]).unwrap()
+        }
+    }
+
+    #[test]
+    fn rocksdb_passes_the_suite() {
+        for seed in 100..103 {
+            suite::run(&mut OnDisk { dirs: Vec::new() }, seed, 110);
+        }
+    }
+
+    fn entries(range: std::ops::RangeInclusive<u64>) -> Vec<Entry> {
+        range.map(|index| Entry { index, term: 1, data: vec![7; 100].into(), ..Entry::default() }).collect()
+    }
+
+    #[test]
+    fn a_directory_belongs_to_one_member_of_one_set() {
+        let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
+        drop(rig.open());
+        let dir = rig.dirs[0].path();
+        let other = RocksStore::open(dir, 3, &[1, 2, 3]).err().unwrap().to_string();
+        assert!(other.contains("directory of member 2, and this is member 3"), "{other}");
+        let voters = RocksStore::open(dir, 2, &[1, 2]).err().unwrap().to_string();
+        assert!(voters.contains("[1, 2, 3]") && voters.contains("not changed by configuration"), "{voters}");
+    }
+
+    #[test]
+    fn a_log_that_lost_its_synced_end_is_refused() {
+        let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
+        let dir = rig.dirs[0].path();
+        let mut store = rig.open();
+        store.append(&entries(1..=20), Some(&HardState { term: 1, vote: 1, ..HardState::default() }), true).unwrap();
+        let before = copy_of(&state_dir(dir, 1));
+        store.append(&entries(21..=40), None, true).unwrap();
+        drop(store);
+        // The write-ahead log is put back to an earlier length: to RocksDB a clean end.
+        std::fs::remove_dir_all(state_dir(dir, 1)).unwrap();
+        std::fs::rename(before.path(), state_dir(dir, 1)).unwrap();
+        let error = RocksStore::open(dir, 2, &[1, 2, 3]).err().unwrap().to_string();
+        assert!(error.contains("is damaged") && error.contains("ending with entry 40"), "{error}");
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_log_is_refused() {
+        let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
+        let dir = rig.dirs[0].path();
+        let mut store = rig.open();
+        for n in 0..50 {
+            store.append(&entries(n * 2 + 1..=n * 2 + 2), None, true).unwrap();
+        }
+        drop(store);
+        let wal = std::fs::read_dir(state_dir(dir, 1)).unwrap().map(|e| e.unwrap().path());
+        let wal = wal.filter(|p| p.extension().is_some_and(|e| e == "log")).max_by_key(|p| p.metadata().unwrap().len());
+        let wal = wal.expect("there is a write-ahead log");
+        let mut bytes = std::fs::read(&wal).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&wal, bytes).unwrap();
+        let error = RocksStore::open(dir, 2, &[1, 2, 3]).err().unwrap().to_string();
+        assert!(error.contains("is damaged"), "{error}");
+    }
+
+    #[test]
+    fn entries_of_a_newer_format_are_refused_in_words() {
+        let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
+        let mut store = rig.open();
+        store.append(&entries(1..=3), None, true).unwrap();
+        let entry = entries(2..=2)[0].write_to_bytes().unwrap();
+        store.db.put_cf(family(&store.db, LOG), 2u64.to_be_bytes(), [&[9], &entry[..]].concat()).unwrap();
+        drop(store);
+        let error = RocksStore::open(rig.dirs[0].path(), 2, &[1, 2, 3]).err().unwrap().to_string();
+        assert!(error.contains("log entry 2") && error.contains("format 9"), "{error}");
+    }
+
+    fn copy_of(dir: &Path) -> TempDir {
+        let copy = tempfile::tempdir_in(dir.parent().unwrap()).unwrap();
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+        copy
+    }
+}

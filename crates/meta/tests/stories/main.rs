@@ -1,0 +1,7 @@
+//! Stories told to whole members over real sockets and disks.
+
+mod cluster;
+mod etcd;
+mod etcdctl;
+mod osds;
+mod support;
