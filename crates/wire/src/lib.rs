@@ -55,7 +55,7 @@ pub const HEADER_LEN: usize = 32;
 /// The longest frame before the handshake is done.
 pub const MAX_HANDSHAKE_FRAME: usize = 4096;
 /// The most bytes of operations' fields in a frame: the beginning of a recovery carries whole dirty maps.
-pub const MAX_FIELDS: usize = 8 << 20;
+pub const MAX_FIELDS: usize = 16 << 20;
 /// The most data in a frame.
 pub const MAX_FRAME_PAYLOAD: usize = (4 << 20) + (64 << 10);
 /// The most operations in a frame.

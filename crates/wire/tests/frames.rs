@@ -467,7 +467,7 @@ fn declared_lengths_are_checked_before_they_are_believed() {
     let new = || Decoder::new(PayloadCheck::AtDecode);
     assert!(matches!(oversized(1, 4065, 0, &mut new()), Err(WireError::TooLong { limit: 4096, .. })));
     assert!(matches!(oversized(1, 10, 1, &mut new()), Err(WireError::TooLong { limit: 0, .. })));
-    assert!(matches!(oversized(4, (8 << 20) + 1, 0, &mut established()), Err(WireError::TooLong { .. })));
+    assert!(matches!(oversized(4, (16 << 20) + 1, 0, &mut established()), Err(WireError::TooLong { .. })));
     assert!(matches!(oversized(4, 64, u32::MAX, &mut established()), Err(WireError::TooLong { .. })));
     assert_eq!(oversized(4, 64, (4 << 20) + (64 << 10), &mut established()), Ok(None));
 }
@@ -522,4 +522,32 @@ fn a_full_frame_says_so_and_keeps_what_it_has() {
     assert_eq!(messages, [message]);
     let Message::Request(ClientRequest { op: ClientOp::Write { data, .. }, .. }) = &messages[0] else { panic!() };
     assert_eq!(data.as_ptr().align_offset(4096), 0, "payload lies where an O_DIRECT write wants it");
+}
+
+#[test]
+fn the_largest_message_of_a_primary_fits() {
+    let entry = |blocks: usize| {
+        let (data, crcs) = data(vec![5; blocks]);
+        let object = ObjectId { pool: PoolId(1), volume: VolumeId(1), index: 0, snapshot: SnapId::HEAD };
+        let entry = LogEntry {
+            version: Version { c: ConfVersion(1), seq: 1 },
+            prev: 0,
+            epoch: Epoch(1),
+            request: RequestId::default(),
+            acked_through: 0,
+            generation: Generation(1),
+            snap_context: SnapId(0),
+            op: EntryOp::Write { object, offset: 0, crcs },
+        };
+        Logged { entry, data }
+    };
+    // Just below the 64 KiB at which a message closes, and then the largest entry there is.
+    let mut entries: Vec<Logged> = (0..15).map(|_| entry(1)).collect();
+    entries.push(entry(1024));
+    let body = PgMessage::Replicate { commit: 0, entries };
+    let pg = PgId { pool: PoolId(1), index: 0 };
+    let message = Message::Peer(PeerMessage::Pg { pg, c: ConfVersion(1), attempt: 1, body });
+    let bytes = encode(std::slice::from_ref(&message));
+    let decoded = established().decode(&mut &bytes[..]);
+    assert!(decoded == Ok(Some(Frame::Operations { shard: 3, messages: vec![message] })));
 }

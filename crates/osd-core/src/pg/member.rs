@@ -13,8 +13,9 @@ pub(super) const RESEND_MS: u64 = 300;
 const GAP_MS: u64 = 20;
 /// A member whose oldest unacknowledged entry is older than this holds everybody up: it leaves the in-sync set.
 const STALLED_MS: u64 = 1500;
-/// The most payload bytes in one message.
-const MESSAGE_BYTES: usize = 1 << 20;
+/// A message takes no further entry at this many payload bytes: with the largest entry (4 MiB) as its last it still
+/// fits into a frame, and many messages share one.
+const MESSAGE_BYTES: usize = 64 << 10;
 /// Data of committed entries that is kept for members outside the in-sync set that lag.
 const LAG_BYTES: usize = 16 << 20;
 /// A member that fell behind, or was removed as too slow, is left alone for this long.

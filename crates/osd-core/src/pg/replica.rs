@@ -8,8 +8,9 @@ use super::store::crcs_match;
 use super::{Ctx, Durable, ListFor, Pg, fence, record};
 use crate::output::Output;
 
-/// The most payload bytes in one message.
-const MESSAGE_BYTES: usize = 1 << 20;
+/// A message takes no further entry at this many payload bytes: with the largest entry (4 MiB) as its last it still
+/// fits into a frame, and many messages share one.
+const MESSAGE_BYTES: usize = 64 << 10;
 /// Objects removed in one step while a member empties itself.
 const EMPTY_STEP: usize = 64;
 
