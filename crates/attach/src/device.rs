@@ -65,6 +65,9 @@ pub enum IoError {
     /// The session was closed while the request was on its way.
     #[error("the session was closed")]
     Closed,
+    /// An OSD answered what no OSD may answer.
+    #[error("an OSD broke the data-path protocol")]
+    Protocol,
 }
 
 impl IoError {
@@ -72,7 +75,7 @@ impl IoError {
     #[must_use]
     pub fn errno(self) -> i32 {
         match self {
-            Self::Fenced | Self::Corrupt | Self::Closed => libc::EIO,
+            Self::Fenced | Self::Corrupt | Self::Closed | Self::Protocol => libc::EIO,
             Self::ReadOnly => libc::EROFS,
             Self::NoSpace => libc::ENOSPC,
             Self::OutOfRange => libc::EINVAL,

@@ -18,8 +18,9 @@ use tokio::sync::Mutex;
 use super::{Endpoint, Export, ExportError, ExportSpec, ExportState, Exporter, Removal};
 use crate::device::SharedDevice;
 use crate::fuse::{Connection, Session};
-use crate::keeper::{KeeperClient, Kept};
+use crate::keeper::{KeeperClient, KeeperError, Kept};
 use crate::loop_device::{self, LoopDevice};
+use crate::mounts;
 
 /// As requests name it.
 pub const NAME: &str = "fuse-loop";
@@ -28,6 +29,8 @@ pub const NAME: &str = "fuse-loop";
 const FLUSH_PATIENCE: Duration = Duration::from_secs(30);
 /// How long openers that come and go (udev's probes) are waited for.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
+/// The same for a device that is removed whoever has it open.
+const FORCE_PATIENCE: Duration = Duration::from_millis(200);
 /// How long requests in flight are waited for when the process leaves.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -76,6 +79,29 @@ impl FuseLoop {
         Self { instance: instance.to_owned(), keeper }
     }
 
+    /// Like `sweep`, and also unmounts what stands on the volume's devices. For taking everything down.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub async fn tear_down(&self, volume: VolumeId) -> Result<(), ExportError> {
+        let (this, names) = (self.clone(), self.names(volume));
+        blocking(move || {
+            // First the connection: a filesystem whose device fails lets itself be unmounted at once.
+            present(this.keeper.release(&names.kept))?;
+            for device in this.loops_of(volume)? {
+                let points = mounts::mounted_from(&device.path()).map_err(ExportError::system("listing mounts"))?;
+                for point in points.iter().rev() {
+                    tracing::warn!(%volume, mount = %point.display(), "unmounting what was left mounted");
+                    rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH)
+                        .map_err(ExportError::system("unmounting"))?;
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        self.sweep(volume).await
+    }
+
     fn names(&self, volume: VolumeId) -> Names {
         let kept = format!("{NAME}/{}/{}", self.instance, volume.0);
         Names { volume, kept, file: format!("cairn-{}-{volume}", self.instance) }
@@ -101,8 +127,8 @@ impl FuseLoop {
     fn take_over(&self, spec: &ExportSpec, endpoint: &Endpoint) -> Result<(Connection, Note), ExportError> {
         let nothing = |reason: String| ExportError::NothingToResume { volume: spec.volume, reason };
         let names = self.names(spec.volume);
-        let (kept, descriptor) =
-            self.keeper.fetch(&names.kept)?.ok_or_else(|| nothing("the keeper holds no descriptor of it".into()))?;
+        let fetched = present(self.keeper.fetch(&names.kept))?.flatten();
+        let (kept, descriptor) = fetched.ok_or_else(|| nothing("no keeper holds a descriptor of it".into()))?;
         let note = Note::decode(&kept).ok_or_else(|| nothing("the keeper's note is of another version".into()))?;
         let device = note.loop_number.map(|number| LoopDevice { number });
         let device = device.ok_or_else(|| nothing("its export was never finished".into()))?;
@@ -190,7 +216,7 @@ impl Exporter for FuseLoop {
         let (this, names) = (self.clone(), self.names(volume));
         blocking(move || {
             // The last descriptor of a connection that nobody serves: closing it fails whatever waits in it.
-            this.keeper.release(&names.kept)?;
+            present(this.keeper.release(&names.kept))?;
             for device in this.loops_of(volume)? {
                 if !device.clear(CLOSE_PATIENCE)? {
                     tracing::warn!(%volume, device = %device.path().display(), "dead, and cleared at its last close");
@@ -204,7 +230,7 @@ impl Exporter for FuseLoop {
     async fn remains(&self) -> Result<Vec<VolumeId>, ExportError> {
         let this = self.clone();
         blocking(move || {
-            let kept = this.keeper.list()?;
+            let kept = present(this.keeper.list())?.unwrap_or_default();
             let bound = loop_device::bound(|path| this.volume_of_file(path).is_some())
                 .map_err(ExportError::system("listing loop devices"))?;
             let mut found: Vec<_> = kept.iter().filter_map(|kept| this.volume_of_kept(&kept.name)).collect();
@@ -274,7 +300,7 @@ impl FuseLoopExport {
     async fn unbind_by_force(&self, connection: &Connection) -> Result<(), ExportError> {
         connection.abort()?;
         let device = self.device;
-        if !blocking(move || device.clear(CLOSE_PATIENCE)).await? {
+        if !blocking(move || device.clear(FORCE_PATIENCE)).await? {
             tracing::warn!(device = %device.path().display(), "aborted, and cleared at its last close");
         }
         Ok(())
@@ -289,6 +315,10 @@ impl Export for FuseLoopExport {
 
     fn state(&self) -> ExportState {
         self.session.state()
+    }
+
+    fn fence(&self) {
+        self.session.fence();
     }
 
     async fn resize(&self) -> Result<u64, ExportError> {
@@ -335,6 +365,14 @@ impl Export for FuseLoopExport {
 
     async fn leave(&self) {
         self.session.leave(LEAVE_PATIENCE).await;
+    }
+}
+
+/// `None` when no keeper runs: what it held is closed then, and the kernel has ended those connections.
+fn present<T>(answer: Result<T, KeeperError>) -> Result<Option<T>, KeeperError> {
+    match answer {
+        Err(error) if error.is_absence() => Ok(None),
+        other => other.map(Some),
     }
 }
 

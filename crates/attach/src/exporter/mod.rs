@@ -4,6 +4,7 @@
 //! nothing of the cluster and keeps no list of its exports: the daemon does.
 
 pub mod fuse_loop;
+pub mod nbd_socket;
 
 use std::path::PathBuf;
 
@@ -118,6 +119,9 @@ pub trait Export: Send + Sync + 'static {
 
     /// How it fares.
     fn state(&self) -> ExportState;
+
+    /// Fails everything from now on: another holder has the volume.
+    fn fence(&self);
 
     /// The endpoint takes on the device's present size, which it returns.
     ///

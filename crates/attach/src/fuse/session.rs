@@ -27,6 +27,9 @@ const IN_FLIGHT: usize = 256;
 /// Of these, reads and writes: the rest is left to flushes and questions, which must not wait behind stuck I/O.
 const KERNEL_BACKGROUND: u16 = 192;
 
+/// A connection that the kernel ended is in error, and not readable.
+const INTEREST: Interest = Interest::READABLE.add(Interest::ERROR);
+
 const SERVING: u8 = 0;
 const FENCED: u8 = 1;
 const GONE: u8 = 2;
@@ -102,7 +105,7 @@ impl Session {
         greeted: Greeting,
     ) -> Result<Self, ExportError> {
         // SAFETY: the descriptor is owned by what is registered and stays open as long as it lives.
-        let fd = unsafe { AsyncFd::register_with_interest(SharedFd(fd), Interest::READABLE) }
+        let fd = unsafe { AsyncFd::register_with_interest(SharedFd(fd), INTEREST) }
             .map_err(ExportError::system("polling the FUSE connection"))?;
         let server = Arc::new(Server {
             fd,
@@ -147,6 +150,11 @@ impl Session {
             FENCED => ExportState::Fenced,
             _ => ExportState::Failed,
         }
+    }
+
+    /// Fails every request from now on.
+    pub fn fence(&self) {
+        self.server.fence();
     }
 
     /// Waits until the kernel has ended the connection, or for `patience`; whether it has.
@@ -194,7 +202,7 @@ impl Server {
             let read = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
-                read = self.fd.async_io(Interest::READABLE, |fd| {
+                read = self.fd.async_io(INTEREST, |fd| {
                     rustix::io::readv(&fd.0, &mut [IoSliceMut::new(&mut landing)]).map_err(Into::into)
                 }) => read,
             };
@@ -284,13 +292,19 @@ impl Server {
         match work.perform(&self.device, self.read_only).await {
             Ok(body) => self.answer(unique, Ok(&body)),
             Err(error) => {
-                if error == IoError::Fenced && self.state.swap(FENCED, Ordering::AcqRel) != FENCED {
-                    tracing::error!(file = self.file, "fenced: another holder took the volume over; I/O fails now");
-                } else if error != IoError::Fenced {
+                if error == IoError::Fenced {
+                    self.fence();
+                } else {
                     tracing::error!(file = self.file, %error, ?work, "a request failed");
                 }
                 self.answer(unique, Err(error.errno()));
             }
+        }
+    }
+
+    fn fence(&self) {
+        if self.state.swap(FENCED, Ordering::AcqRel) != FENCED {
+            tracing::error!(file = self.file, "fenced: another holder took the volume over; I/O fails now");
         }
     }
 

@@ -67,3 +67,13 @@ pub enum KeeperError {
         source: std::io::Error,
     },
 }
+
+impl KeeperError {
+    /// Whether it says that no keeper runs at all.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        use std::io::ErrorKind;
+        matches!(self, Self::Unreachable { source, .. }
+            if matches!(source.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound))
+    }
+}
