@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cairn_proto::mvccpb::{Event, event::EventType};
 use tokio::sync::Notify;
 
-/// Events that may wait for one watch.
+/// Events that may wait for one watch, and about how many bytes of them.
 const QUEUE_EVENTS: usize = 4096;
+const QUEUE_BYTES: usize = 4 << 20;
 
 /// Which changes a watch wants to hear of.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +71,7 @@ struct Watch {
     interest: Interest,
     queue: VecDeque<Change>,
     queued: usize,
+    queued_bytes: usize,
     /// Changes before this revision are not wanted.
     start: i64,
     lagging_from: Option<i64>,
@@ -101,7 +103,7 @@ impl KvHub {
         state.next_key += 1;
         let (key, level) = (state.next_key, state.revision);
         let lagging_from = (start > 0 && start <= level).then_some(start);
-        let watch = Watch { interest, queue: VecDeque::new(), queued: 0, start, lagging_from, wake };
+        let watch = Watch { interest, queue: VecDeque::new(), queued: 0, queued_bytes: 0, start, lagging_from, wake };
         if lagging_from.is_some() {
             watch.wake.notify_one();
         }
@@ -118,7 +120,7 @@ impl KvHub {
         let mut state = self.lock();
         let level = state.revision;
         let Some(watch) = state.watches.get_mut(&key) else { return Found { level, ..Found::default() } };
-        watch.queued = 0;
+        (watch.queued, watch.queued_bytes) = (0, 0);
         Found { changes: watch.queue.drain(..).collect(), lagging_from: watch.lagging_from, level }
     }
 
@@ -149,10 +151,13 @@ impl KvHub {
             if events.is_empty() {
                 continue;
             }
-            if watch.queued + events.len() > QUEUE_EVENTS && watch.queued > 0 {
+            let bytes: usize = events.iter().map(size_of).sum();
+            let full = watch.queued + events.len() > QUEUE_EVENTS || watch.queued_bytes + bytes > QUEUE_BYTES;
+            if full && watch.queued > 0 {
                 watch.lagging_from = Some(revision);
             } else {
                 watch.queued += events.len();
+                watch.queued_bytes += bytes;
                 watch.queue.push_back(Change { revision, events });
             }
             watch.wake.notify_one();
@@ -172,6 +177,11 @@ impl KvHub {
             }
         }
     }
+}
+
+fn size_of(event: &Event) -> usize {
+    let kvs = event.kv.iter().chain(&event.prev_kv);
+    kvs.map(|kv| kv.key.len() + kv.value.len() + 64).sum()
 }
 
 #[cfg(test)]

@@ -263,8 +263,15 @@ impl Member {
         let members = Arc::new(self.config.members.clone());
         let headers = Headers { member: self.config.id, cluster: self.cluster.clone(), gateway: gateway.clone() };
         let kv = KvDoor { gateway: gateway.clone(), headers: headers.clone() };
-        let watch = WatchDoor { gateway: gateway.clone(), hub: Arc::clone(&self.kv), headers: headers.clone() };
-        let lease = LeaseDoor { gateway: gateway.clone(), leader: leader.clone(), headers: headers.clone() };
+        // Streams would not end by themselves: the doors end theirs when the member stops.
+        let hub = Arc::clone(&self.kv);
+        let watch = WatchDoor { gateway: gateway.clone(), hub, headers: headers.clone(), stop: stop.clone() };
+        let lease = LeaseDoor {
+            gateway: gateway.clone(),
+            leader: leader.clone(),
+            headers: headers.clone(),
+            stop: stop.clone(),
+        };
         let cluster = ClusterDoor { gateway: gateway.clone(), headers, members: Arc::clone(&members) };
         let meta = MetaDoor {
             me: self.config.id,
@@ -273,8 +280,15 @@ impl Member {
             peers: Arc::clone(&self.peers),
             members,
             epochs: self.epochs.clone(),
+            stop: stop.clone(),
         };
-        let raft = RaftDoor { peers: Arc::clone(&self.peers), gateway, leader, driver: self.to_driver.clone() };
+        let raft = RaftDoor {
+            peers: Arc::clone(&self.peers),
+            gateway,
+            leader,
+            driver: self.to_driver.clone(),
+            stop: stop.clone(),
+        };
         let router = Server::builder()
             .tcp_nodelay(true)
             .max_concurrent_streams(STREAMS)
@@ -292,7 +306,7 @@ impl Member {
         async move {
             let graceful = router
                 .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move { stop.cancelled().await });
-            // Streams never end by themselves: those that are left after a while are cut.
+            // A client that does not take its answers is not waited for.
             let patience = async move {
                 ended.cancelled().await;
                 tokio::time::sleep(STOP_PATIENCE / 2).await;

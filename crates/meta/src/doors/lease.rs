@@ -15,6 +15,7 @@ use cairn_proto::meta_raft::{LeaseQuestion, LeaseTime};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::errors::etcd_status;
@@ -32,6 +33,7 @@ pub(crate) struct LeaseDoor {
     pub(crate) gateway: Gateway,
     pub(crate) leader: Leader,
     pub(crate) headers: Headers,
+    pub(crate) stop: CancellationToken,
 }
 
 impl LeaseDoor {
@@ -89,7 +91,7 @@ impl Lease for LeaseDoor {
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let door = self.clone();
         tokio::spawn(async move {
-            while let Ok(Some(request)) = requests.message().await {
+            while let Some(Ok(Some(request))) = door.stop.run_until_cancelled(requests.message()).await {
                 let answer = door.keep_alive(request.id).await;
                 let failed = answer.is_err();
                 if answers.send(answer).await.is_err() || failed {

@@ -24,6 +24,7 @@ use futures::Stream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 use tracing::Instrument;
 
@@ -50,6 +51,7 @@ pub(crate) struct MetaDoor {
     pub(crate) peers: Arc<Peers>,
     pub(crate) members: Arc<Vec<(u64, String)>>,
     pub(crate) epochs: watch::Receiver<u64>,
+    pub(crate) stop: CancellationToken,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -172,7 +174,7 @@ impl Meta for MetaDoor {
     async fn watch_map(&self, request: Request<WatchMapRequest>) -> Reply<Self::WatchMapStream> {
         let mut since = Epoch(request.into_inner().since_epoch);
         let (updates, receiver) = mpsc::channel(UPDATES);
-        let (gateway, mut epochs) = (self.gateway.clone(), self.epochs.clone());
+        let (gateway, mut epochs, stop) = (self.gateway.clone(), self.epochs.clone(), self.stop.clone());
         tokio::spawn(async move {
             let following = gateway.clone();
             let lost = following.leader_lost(LEADERLESS);
@@ -190,6 +192,7 @@ impl Meta for MetaDoor {
                 tokio::select! {
                     changed = epochs.changed() => if changed.is_err() { return },
                     () = updates.closed() => return,
+                    () = stop.cancelled() => return,
                     () = &mut lost => {
                         let words = "this member has no leader, so the map it has may be old";
                         let lost = explained(Code::Unavailable, words, "ask another member");

@@ -6,6 +6,7 @@ use cairn_proto::meta::{ReportOsdReply, ReportOsdRequest};
 use cairn_proto::meta_raft::raft_server::Raft;
 use cairn_proto::meta_raft::{Hello, LeaseQuestion, LeaseTimes, PeerFrame, SendReply, Welcome};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::errors;
@@ -19,6 +20,7 @@ pub(crate) struct RaftDoor {
     pub(crate) gateway: Gateway,
     pub(crate) leader: Leader,
     pub(crate) driver: mpsc::Sender<FromPeer>,
+    pub(crate) stop: CancellationToken,
 }
 
 impl RaftDoor {
@@ -45,7 +47,7 @@ impl Raft for RaftDoor {
         let hello = first.ok_or_else(|| Status::invalid_argument("the first frame must say who is calling"))?;
         self.admit(&hello).await.map_err(Status::failed_precondition)?;
         let from = hello.from;
-        while let Some(frame) = frames.message().await? {
+        while let Some(Some(frame)) = self.stop.run_until_cancelled(frames.message()).await.transpose()? {
             self.peers.heard_from(from);
             if !frame.messages.is_empty() {
                 let input = FromPeer::Messages { from, messages: frame.messages };

@@ -17,6 +17,7 @@ use futures::Stream;
 use prost::Message;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Headers;
@@ -43,6 +44,7 @@ pub(crate) struct WatchDoor {
     pub(crate) gateway: Gateway,
     pub(crate) hub: Arc<KvHub>,
     pub(crate) headers: Headers,
+    pub(crate) stop: CancellationToken,
 }
 
 #[tonic::async_trait]
@@ -60,7 +62,8 @@ impl Watch for WatchDoor {
             watches: BTreeMap::new(),
             next_id: 0,
         };
-        tokio::spawn(session.run(request.into_inner()));
+        let (stop, requests) = (self.stop.clone(), request.into_inner());
+        tokio::spawn(async move { stop.run_until_cancelled(session.run(requests)).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }

@@ -200,7 +200,7 @@ async fn a_watcher_that_does_not_read_misses_nothing() {
     for writer in 0..16 {
         let (mut kv, value) = (kv.clone(), value.clone());
         writers.spawn(async move {
-            for n in 0..400 {
+            for n in 0..80 {
                 kv.put(put_request(&format!("k{writer}"), &format!("{n} {value}"))).await.unwrap();
             }
         });
@@ -209,9 +209,9 @@ async fn a_watcher_that_does_not_read_misses_nothing() {
         done.unwrap();
     }
     let last = put(&mut kv, "k", "end").await;
-    let events = watcher.events(6401).await;
+    let events = watcher.events(1281).await;
     let revisions: Vec<i64> = events.iter().map(|e| e.rsplit_once('@').unwrap().1.parse().unwrap()).collect();
-    let all: Vec<i64> = (last - 6400..=last).collect();
+    let all: Vec<i64> = (last - 1280..=last).collect();
     assert_eq!(revisions, all, "each revision once, in order");
     cluster.stop_all().await;
 }

@@ -143,10 +143,11 @@ impl Cluster {
     }
 
     pub(crate) async fn stop_all(&mut self) {
-        for at in 0..self.running.len() {
-            if self.running[at].is_some() {
-                self.stop(at).await;
-            }
+        let running: Vec<Running> = self.running.iter_mut().filter_map(Option::take).collect();
+        running.iter().for_each(|member| member.stop.cancel());
+        for member in running {
+            let ended = tokio::time::timeout(PATIENCE, member.task).await.expect("it stops in time");
+            ended.unwrap().unwrap();
         }
     }
 }
