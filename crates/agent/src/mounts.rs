@@ -1,7 +1,7 @@
 //! What is mounted where, and taking it away again. The only room that calls mount(2) and umount(2).
 
 use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -29,6 +29,11 @@ pub(crate) fn mount_tmpfs(path: &Path, size_bytes: Option<u64>, mode: u32) -> st
     let data = std::ffi::CString::new(data).expect("digits and letters hold no zero byte");
     rustix::mount::mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, data.as_c_str())?;
     Ok(())
+}
+
+/// Makes a file or directory visible at a second place.
+pub(crate) fn bind(source: &Path, target: &Path) -> std::io::Result<()> {
+    Ok(rustix::mount::mount_bind(source, target)?)
 }
 
 /// Unmounts; when something still has it open, it goes away with its last user.
@@ -76,7 +81,6 @@ fn unescape(field: &[u8]) -> OsString {
             }
         }
     }
-    debug_assert!(OsString::from_vec(out.clone()).as_bytes().len() <= field.len());
     OsString::from_vec(out)
 }
 

@@ -11,6 +11,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Settings;
+use crate::cgroups;
 use crate::cri::{CriError, Runtime};
 use crate::mounts;
 
@@ -46,7 +47,7 @@ pub fn sweep(settings: &Settings) -> Vec<String> {
             left.push(format!("bridge {}: {message}", settings.bridge));
         }
     }
-    drop_cgroups(&settings.cgroup_parent);
+    cgroups::remove(&settings.cgroup_parent);
     note(&mut left, &settings.root, mounts::remove_tree(&settings.root));
     // libcni keeps results there per network and container; they go with the container, the directories do not.
     for dir in ["/var/lib/cni/results", "/var/lib/cni"] {
@@ -185,30 +186,6 @@ fn split_rule(line: &str) -> Vec<String> {
     }
     args.push(word);
     args
-}
-
-/// Empty cgroup directories of our parent in every hierarchy, deepest first.
-fn drop_cgroups(parent: &str) {
-    let parent = parent.trim_matches('/');
-    if parent.is_empty() {
-        return;
-    }
-    let root = Path::new("/sys/fs/cgroup");
-    let mut tops = vec![root.join(parent)];
-    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten();
-    tops.extend(hierarchies.map(|entry| entry.path().join(parent)));
-    for top in tops {
-        remove_cgroup(&top);
-    }
-}
-
-fn remove_cgroup(dir: &Path) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(dir);
 }
 
 fn run(program: &str, args: &[&str]) -> Result<String, String> {

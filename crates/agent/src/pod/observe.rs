@@ -79,10 +79,6 @@ impl Observed {
         self.containers.iter().filter(|container| container.name == name).nth(1)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.sandboxes.is_empty() && self.containers.is_empty()
-    }
-
     /// Puts the newest first; attempts only grow.
     pub(crate) fn sort(&mut self) {
         self.sandboxes.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.attempt));

@@ -169,16 +169,25 @@ fn terminated(report: &Report<'_>, life: &Contained, exit: &Exit) -> ContainerSt
         ("", _) => "Error",
         (reason, _) => reason,
     };
-    let said = report.messages.get(&life.id).cloned();
+    let id = format!("{}://{}", report.runtime, life.id);
+    let said = report.messages.get(&life.id).cloned().or_else(|| said_before(report.pod, &life.name, &id));
     ContainerStateTerminated {
         exit_code: exit.code,
         reason: Some(reason.to_owned()),
         message: said.or_else(|| (!exit.message.is_empty()).then(|| exit.message.clone())),
         started_at: exit.started.or(life.created).map(Time),
         finished_at: exit.finished.map(Time),
-        container_id: Some(format!("{}://{}", report.runtime, life.id)),
+        container_id: Some(id),
         ..Default::default()
     }
+}
+
+/// The message already on record for this life: its file may be gone with the pod's volumes.
+fn said_before(pod: &Pod, name: &str, id: &str) -> Option<String> {
+    let old = old_status(pod, name)?;
+    let states = [&old.state, &old.last_state].into_iter().flatten();
+    let ended = states.filter_map(|state| state.terminated.as_ref());
+    ended.into_iter().find(|ended| ended.container_id.as_deref() == Some(id))?.message.clone()
 }
 
 fn exit_code(status: &ContainerStatus) -> Option<i32> {
