@@ -5,7 +5,6 @@
 //! disappears takes its driver along; one that cannot be registered yet is tried again.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -21,9 +20,8 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::json;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -237,21 +235,23 @@ fn sockets(directory: &Path) -> BTreeMap<PathBuf, (u64, i64)> {
     found.collect()
 }
 
-fn subscribe(directory: &Path) -> Option<AsyncFd<OwnedFd>> {
+fn subscribe(directory: &Path) -> Option<Receiver> {
     let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok()?;
     let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM;
     inotify::add_watch(&fd, directory, flags).ok()?;
-    AsyncFd::register_with_interest(fd, Interest::READABLE).ok()
+    // Not a pipe, but read like one: readiness, then bytes without blocking.
+    Receiver::from_owned_fd_unchecked(fd).ok()
 }
 
 /// Returns when something happened in the directory; never, when it cannot be watched.
-async fn news(messages: Option<&AsyncFd<OwnedFd>>) {
+async fn news(messages: Option<&Receiver>) {
     let Some(messages) = messages else { return std::future::pending().await };
-    let Ok(mut ready) = messages.readable().await else { return std::future::pending().await };
+    if messages.readable().await.is_err() {
+        return std::future::pending().await;
+    }
     // What happened is found by looking; the messages are only taken away.
     let mut buffer = [0u8; 4096];
-    while rustix::io::read(messages.get_ref(), &mut buffer).is_ok_and(|length| length > 0) {}
-    ready.clear_ready();
+    while messages.try_read(&mut buffer).is_ok_and(|length| length > 0) {}
 }
 
 #[cfg(test)]
