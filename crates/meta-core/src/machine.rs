@@ -213,6 +213,8 @@ impl Machine {
         self.cluster.clock_s = self.cluster.clock_s.max(command.now_s);
         turn.now_s = self.cluster.clock_s;
         let (seq, acked_through) = (command.seq, command.acked_through);
+        // Before the cluster has its name nothing is decided: the same request, sent again later, is a fresh one.
+        let decided = self.cluster().is_some() || matches!(command.payload, Some(Payload::InitCluster(_)));
         let reply = match self.perform(&mut turn, command) {
             Ok(answer) => CommandReply { index, result: Some(answer) },
             Err(Failure::Corrupt(corrupt)) => return Err(corrupt),
@@ -229,7 +231,7 @@ impl Machine {
         if self.kv != kv {
             record::store(&mut turn.state, keys::KV.to_vec(), &self.kv);
         }
-        if let Some(id) = &session {
+        if let Some(id) = session.as_ref().filter(|_| decided) {
             let encoded = Bytes::from(reply.encode_to_vec());
             self.sessions.remember(&mut turn.state, (id, seq, acked_through), index, encoded);
         }

@@ -507,6 +507,25 @@ fn sessions_are_bounded_and_the_forgotten_are_told() {
     assert_eq!((stored(b's'), stored(b't')), (SESSIONS, SESSIONS));
 }
 
+/// An OSD that registers before the first leader named the cluster sends the same request until it is carried out.
+#[test]
+fn what_came_too_early_is_not_remembered() {
+    let mut state = MemoryState::default();
+    let mut machine = Machine::open(&state).unwrap();
+    let mut run = |index: u64, session: &'static [u8], payload: Payload| {
+        let session = Bytes::from_static(session);
+        let command = Command { version: 1, session, seq: 1, payload: Some(payload), ..Default::default() };
+        let applied = machine.apply(&state, index, &command.encode_to_vec()).unwrap();
+        state.write(&applied.batch);
+        applied.reply.result.unwrap()
+    };
+    let early = Payload::KvPut(put(b"k", b"v", 0));
+    assert!(matches!(run(1, b"0123456789abcdef", early.clone()), Answer::Error(_)));
+    let init = cairn_proto::meta::InitCluster { cluster: Bytes::from_static(b"0123456789abcdef"), min_protocol: 1 };
+    run(2, b"", Payload::InitCluster(init));
+    assert!(matches!(run(3, b"0123456789abcdef", early), Answer::KvPut(_)));
+}
+
 #[test]
 fn commands_of_the_future_and_of_nobody_are_refused_in_words() {
     let mut cluster = Cluster::nameless();
