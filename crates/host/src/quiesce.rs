@@ -33,7 +33,7 @@ async fn unexport_all(layout: &Layout) -> Result<(), String> {
     let mut daemon = AttachDaemonClient::connect(endpoint).await.map_err(|error| error.to_string())?;
     let exports = daemon.list(ListRequest {}).await.map_err(|status| status.message().to_owned())?.into_inner().exports;
     for export in exports {
-        let request = UnexportRequest { volume: export.volume, request_id: "down".into() };
+        let request = UnexportRequest { volume: export.volume, request_id: "down".into(), force: false };
         daemon.unexport(request).await.map_err(|status| status.message().to_owned())?;
     }
     Ok(())
