@@ -1,0 +1,75 @@
+//! Writing a sparse file ahead of use: the first write to a hole costs a journal commit of the filesystem with the
+//! next flush, and may find the filesystem full. So only blocks that were written once are given out, and zeros are
+//! written ahead of the need, one chunk at a time.
+
+use bytes::Bytes;
+use cairn_disk::AlignedBuf;
+
+use super::{Purpose, Store};
+use crate::error::Error;
+use crate::io::{IoOp, IoResult};
+
+/// Blocks in one chunk: 1 MiB.
+const CHUNK: u64 = 256;
+
+#[derive(Debug, Default)]
+pub(super) struct Prewrite {
+    in_flight: bool,
+    /// The filesystem had no room the last time.
+    full: bool,
+    /// Free blocks somebody waits for.
+    wanted: u64,
+    zeros: Bytes,
+}
+
+impl Store {
+    pub(super) fn issue_prewrite(&mut self) {
+        let end = self.area_end();
+        let target = (self.config.prewrite_ahead / 4096).max(self.prewrite.wanted);
+        let enough = self.free.free_blocks() >= target;
+        if self.prewrite.in_flight || self.prewrite.full || enough || self.written_through >= end {
+            return;
+        }
+        if self.prewrite.zeros.is_empty() {
+            self.prewrite.zeros = AlignedBuf::zeroed((CHUNK * 4096) as usize).freeze();
+        }
+        let blocks = CHUNK.min(end - self.written_through);
+        let zeros = self.prewrite.zeros.slice(..(blocks * 4096) as usize);
+        self.prewrite.in_flight = true;
+        let write = IoOp::Write { offset: self.written_through * 4096, pieces: vec![zeros] };
+        self.issue(write, Purpose::Prewrite { blocks });
+    }
+
+    pub(super) fn prewritten(&mut self, blocks: u64, result: IoResult) {
+        self.prewrite.in_flight = false;
+        match result {
+            Ok(_) => {
+                self.free.give(self.written_through, blocks);
+                self.written_through += blocks;
+                if self.free.free_blocks() >= self.prewrite.wanted {
+                    self.prewrite.wanted = 0;
+                }
+            }
+            Err(error) if error.is_no_space() => self.prewrite.full = true,
+            Err(error) => self.fail(Error::Disk(error)),
+        }
+        self.wake();
+    }
+
+    /// Somebody waits for this many free blocks.
+    pub(super) fn prewrite_now(&mut self, blocks: u64) {
+        if self.written_through < self.area_end() {
+            self.prewrite.wanted = self.prewrite.wanted.max(blocks);
+        }
+    }
+
+    /// The filesystem below has no room for more of the file.
+    pub(super) fn medium_is_full(&self) -> bool {
+        self.prewrite.full && self.written_through < self.area_end()
+    }
+
+    /// Room may have come back on the filesystem.
+    pub(super) fn prewrite_may_retry(&mut self) {
+        self.prewrite.full = false;
+    }
+}

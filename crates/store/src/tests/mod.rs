@@ -1,0 +1,7 @@
+//! The engine against a model that could not be simpler, over a disk that loses what it may.
+
+mod basic;
+mod crash;
+mod harness;
+mod model;
+mod random;
