@@ -1,1 +1,100 @@
-//! Deterministic simulation: virtual clock, network and disks.
+//! Deterministic simulation: the real metadata members, OSD cores and client cores on a virtual clock, network and
+//! disks, from one seed. The same seed gives the same run, to the last event.
+//!
+//! This crate is for development only. Nothing in it decides what the product does; it drives the cores as a daemon
+//! would, lets go wrong what can go wrong, and asks afterwards, and all the time, whether the promises were kept.
+
+#![forbid(unsafe_code)]
+
+mod bus;
+mod caller;
+mod check;
+mod client;
+mod faults;
+mod history;
+mod medium;
+mod meta;
+mod osd;
+mod report;
+mod rng;
+mod world;
+
+pub use report::{Report, Stats, Summary};
+
+/// What a run is like, beside its seed.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Storage daemons.
+    pub osds: usize,
+    /// Metadata members.
+    pub members: usize,
+    /// Clients; the first two hold a volume each, the others take over.
+    pub clients: usize,
+    /// Copies of each object.
+    pub size: u32,
+    /// Copies without which nothing is served.
+    pub min_size: u32,
+    /// Nanoseconds in which things go wrong.
+    pub safety: u64,
+    /// Nanoseconds after healing within which all must be well.
+    pub liveness: u64,
+    /// Things go wrong at all.
+    pub faults: bool,
+    /// Says on stderr what happens.
+    pub verbose: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            osds: 5,
+            members: 3,
+            clients: 4,
+            size: 3,
+            min_size: 2,
+            safety: 25 * bus::SECOND,
+            liveness: 60 * bus::SECOND,
+            faults: true,
+            verbose: false,
+        }
+    }
+}
+
+/// One run. A panic of the code under test is a failure like any other.
+#[must_use]
+pub fn run(seed: u64, options: Options) -> Report {
+    let result = std::panic::catch_unwind(move || world::World::new(seed, options).run(seed));
+    result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let failure = Some(format!("panic: {}", text.unwrap_or_default()));
+        Report { seed, trace: 0, stats: Stats::default(), failure }
+    })
+}
+
+/// Many runs, spread over this machine's processors; seed after seed from `first`.
+#[must_use]
+pub fn run_many(first: u64, count: u64, options: &Options) -> Summary {
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let reports = std::sync::Mutex::new(Vec::new());
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if index >= count {
+                        return;
+                    }
+                    let report = run(first + index, options.clone());
+                    reports.lock().expect("no worker panics while it holds this").push(report);
+                }
+            });
+        }
+    });
+    let mut reports = reports.into_inner().expect("all workers have ended");
+    reports.sort_by_key(|report| report.seed);
+    let mut summary = Summary::default();
+    reports.into_iter().for_each(|report| summary.add(report));
+    summary
+}

@@ -1,0 +1,26 @@
+//! At the end, when all is healed and at rest: the disks of all in-sync members of a PG hold the same bytes.
+
+use std::collections::BTreeMap;
+
+use cairn_types::map::ClusterMap;
+use cairn_types::{ObjectId, OsdId, PgId};
+
+/// The first PG whose replicas differ.
+pub(crate) fn check(
+    map: &ClusterMap,
+    content: impl Fn(OsdId, PgId) -> BTreeMap<(ObjectId, u32), u32>,
+) -> Result<(), String> {
+    for (pg, config) in &map.pgs {
+        let mut copies = config.isr.iter().map(|osd| (*osd, content(*osd, *pg)));
+        let Some((first, reference)) = copies.next() else { continue };
+        for (osd, copy) in copies {
+            if copy == reference {
+                continue;
+            }
+            let differs = |key: &&(ObjectId, u32)| copy.get(key) != reference.get(key);
+            let at = reference.keys().chain(copy.keys()).find(differs);
+            return Err(format!("{pg}: {first} and {osd} differ, first at {at:?}"));
+        }
+    }
+    Ok(())
+}

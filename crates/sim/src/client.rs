@@ -1,0 +1,411 @@
+//! A client: the real client core over links that break, holding one volume at a time, making operations and noting
+//! what it saw.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn_client_core::{Config, Core, IoError, Op, OpId, Output, Timing};
+use cairn_proto::meta::command::Payload;
+use cairn_proto::meta::command_reply::Result as Answer;
+use cairn_proto::meta::{AttachMode, AttachReply, AttachRequest, CommandReply, VolumeRef, volume_ref};
+use cairn_types::map::ClusterMap;
+use cairn_types::{BLOCK_SIZE, Epoch, Generation, OsdId, PoolId, SessionId, SnapId, TraceId, VolumeId};
+
+use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
+use crate::caller::Caller;
+use crate::history::{Block, History, block_of, value_of};
+use crate::osd::Directory;
+
+/// Operations under way at once.
+const WINDOW: usize = 5;
+const PULSE: Nanos = 200 * MS;
+
+/// Blocks of each volume that are worked on.
+pub(crate) const BLOCKS: u64 = 80;
+
+/// One operation under way: its blocks, in order, with where they are noted.
+#[derive(Debug)]
+struct Running {
+    blocks: Vec<(Block, usize)>,
+    is_read: bool,
+}
+
+#[derive(Debug)]
+enum Holding {
+    Nothing,
+    Asking,
+    /// Attached in Raft; the fence need not hold yet.
+    Fencing { reply: Box<AttachReply> },
+    Working { core: Box<Core>, epoch: Epoch },
+}
+
+#[derive(Debug)]
+struct Link {
+    serial: u64,
+    up: bool,
+}
+
+/// See the file's head.
+#[derive(Debug)]
+pub(crate) struct ClientHost {
+    pub(crate) index: usize,
+    pub(crate) volume: Option<VolumeId>,
+    holding: Holding,
+    caller: Caller<()>,
+    session: u128,
+    map: Arc<ClusterMap>,
+    map_at: Nanos,
+    links: BTreeMap<OsdId, Link>,
+    serial: u64,
+    ops: BTreeMap<OpId, Running>,
+    timer_serial: u64,
+    timer_at: Option<Nanos>,
+    /// Another session was told that it holds the volume.
+    superseded: bool,
+    /// This session was told that it holds the volume: the world takes note.
+    pub(crate) took_over: bool,
+    /// Makes no new operations.
+    pub(crate) resting: bool,
+    /// Blocks still to be read at the end.
+    pub(crate) sweep: Vec<u64>,
+    ask: u64,
+    pub(crate) failure: Option<String>,
+    pub(crate) longest_stall: Nanos,
+    last_progress: Nanos,
+}
+
+impl ClientHost {
+    pub(crate) fn new(index: usize, members: usize) -> Self {
+        Self {
+            index,
+            volume: None,
+            holding: Holding::Nothing,
+            caller: Caller::new(Node::Client(index), 0xc11e_0000 + index as u128, members),
+            session: 0,
+            map: Arc::default(),
+            map_at: 0,
+            links: BTreeMap::new(),
+            serial: 0,
+            ops: BTreeMap::new(),
+            timer_serial: 0,
+            timer_at: None,
+            superseded: false,
+            took_over: false,
+            resting: false,
+            sweep: Vec::new(),
+            ask: 0,
+            failure: None,
+            longest_stall: 0,
+            last_progress: 0,
+        }
+    }
+
+    fn node(&self) -> Node {
+        Node::Client(self.index)
+    }
+
+    pub(crate) fn is_working(&self) -> bool {
+        matches!(self.holding, Holding::Working { .. })
+    }
+
+    pub(crate) fn holds_nothing(&self) -> bool {
+        matches!(self.holding, Holding::Nothing)
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    pub(crate) fn start(&mut self, bus: &mut Bus) {
+        bus.set_life(self.node(), 1, true);
+        let serial = u64::MAX;
+        bus.after(PULSE, Event::Timer { at: self.node(), life: 1, serial });
+    }
+
+    /// Takes a volume, from whoever holds it.
+    pub(crate) fn take(&mut self, bus: &mut Bus, volume: VolumeId) {
+        self.volume = Some(volume);
+        self.superseded = false;
+        self.session = u128::from(bus.rng.next()) << 64 | u128::from(bus.rng.next());
+        let request = AttachRequest {
+            mutation: None,
+            volume: Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) }),
+            node: format!("node{}", self.index),
+            mode: AttachMode::Exclusive.into(),
+            data_session: self.session.to_be_bytes().to_vec().into(),
+            steal: true,
+            replaces: 0,
+        };
+        self.caller.call(bus, Payload::Attach(request), ());
+        self.holding = Holding::Asking;
+    }
+
+    /// Somebody else was told that it holds the volume.
+    pub(crate) fn supersede(&mut self, volume: VolumeId) {
+        if self.volume == Some(volume) {
+            self.superseded = true;
+        }
+    }
+
+    pub(crate) fn handle_timer(&mut self, bus: &mut Bus, history: &mut History, directory: &Directory, serial: u64) {
+        if serial == u64::MAX {
+            self.caller.tick(bus);
+            if let Holding::Fencing { reply } = &self.holding {
+                let (pool, epoch) = (reply.volume.as_ref().map_or(0, |volume| volume.pool), Epoch(reply.epoch));
+                self.ask += 1;
+                let member = self.caller.member();
+                bus.send(self.node(), member, Body::Fence { pool: PoolId(pool), epoch, ask: self.ask });
+                if self.ask % 3 == 0 {
+                    self.caller.turn_away();
+                }
+            }
+            if bus.now.saturating_sub(self.map_at) > SECOND {
+                self.map_at = bus.now;
+                self.caller.turn_away();
+                self.watch(bus);
+            }
+            let silent = self.links.iter().filter(|(_, link)| !link.up).map(|(osd, _)| *osd).collect::<Vec<_>>();
+            for osd in silent {
+                self.dial(bus, directory, osd);
+            }
+            bus.after(PULSE, Event::Timer { at: self.node(), life: 1, serial });
+        } else if serial == self.timer_serial {
+            self.timer_at = None;
+            if let Holding::Working { core, .. } = &mut self.holding {
+                core.handle_timeout(Duration::from_nanos(bus.now));
+            }
+        }
+        self.drain(bus, history, directory);
+    }
+
+    fn watch(&mut self, bus: &mut Bus) {
+        let member = self.caller.member();
+        bus.send(self.node(), member, Body::Watch { since: self.map.epoch });
+    }
+
+    pub(crate) fn handle_body(
+        &mut self,
+        bus: &mut Bus,
+        history: &mut History,
+        directory: &Directory,
+        from: Node,
+        body: Body,
+    ) {
+        let now = Duration::from_nanos(bus.now);
+        match body {
+            Body::Map(map) => {
+                self.map_at = bus.now;
+                if map.epoch > self.map.epoch {
+                    self.map = map;
+                    if let Holding::Working { core, .. } = &mut self.holding {
+                        core.handle_map(now, Arc::clone(&self.map));
+                    }
+                }
+            }
+            Body::Answer { session, seq, reply } => self.answered(bus, session, seq, &reply),
+            Body::NotTaken { .. } => self.caller.turn_away(),
+            Body::FenceHolds { ask, holds } if holds && ask == self.ask => self.begin(bus),
+            Body::Dialled { link } => {
+                let found = self.links.iter_mut().find(|(_, known)| known.serial == link && !known.up);
+                if let (Some((osd, link)), Holding::Working { core, .. }) = (found, &mut self.holding) {
+                    link.up = true;
+                    core.handle_link_up(now, *osd);
+                }
+            }
+            Body::Reply { link, reply } => {
+                let osd = self.links.iter().find(|(_, known)| known.serial == link && known.up).map(|(osd, _)| *osd);
+                if let (Some(osd), Holding::Working { core, .. }) = (osd, &mut self.holding) {
+                    core.handle_reply(now, osd, reply);
+                }
+            }
+            _ => {
+                let _ = from;
+            }
+        }
+        self.drain(bus, history, directory);
+    }
+
+    fn answered(&mut self, bus: &mut Bus, session: u128, seq: u64, reply: &CommandReply) {
+        if self.caller.answered(session, seq).is_none() || !matches!(self.holding, Holding::Asking) {
+            return;
+        }
+        match &reply.result {
+            Some(Answer::Attach(reply)) => {
+                bus.say(|| format!("client {} attached g{} at e{}", self.index, reply.generation, reply.epoch));
+                self.holding = Holding::Fencing { reply: Box::new(reply.clone()) };
+            }
+            other => self.failure = Some(format!("attach was refused: {other:?}")),
+        }
+    }
+
+    /// The fence holds: the session may work.
+    fn begin(&mut self, bus: &mut Bus) {
+        let Holding::Fencing { reply } = &self.holding else { return };
+        let Some(volume) = reply.volume.as_ref() else { return };
+        let config = Config {
+            session: SessionId(self.session),
+            volume: VolumeId(volume.id),
+            pool: PoolId(volume.pool),
+            generation: Generation(reply.generation),
+            min_epoch: Epoch(reply.epoch),
+            size: volume.size,
+            object_size: volume.object_size,
+            snap_context: SnapId(volume.snap_context),
+            read_only: false,
+            max_ops: 64,
+            max_bytes: 16 << 20,
+            max_requests: 64,
+            timing: Timing { resend: Duration::from_secs(2), ..Timing::default() },
+        };
+        bus.say(|| format!("client {} works under g{}", self.index, reply.generation));
+        let epoch = Epoch(reply.epoch);
+        let mut core = Box::new(Core::new(config, bus.rng.next()));
+        core.handle_map(Duration::from_nanos(bus.now), Arc::clone(&self.map));
+        self.links.clear();
+        self.ops.clear();
+        self.holding = Holding::Working { core, epoch };
+        self.took_over = true;
+        self.last_progress = bus.now;
+        for _ in 0..WINDOW {
+            let pause = bus.rng.below(20 * MS);
+            bus.after(pause, Event::Work { client: self.index });
+        }
+    }
+
+    /// The next operation of the closed loop.
+    pub(crate) fn handle_work(&mut self, bus: &mut Bus, history: &mut History, directory: &Directory) {
+        if self.resting && self.sweep.is_empty() {
+            return;
+        }
+        let (Holding::Working { core, .. }, Some(volume)) = (&mut self.holding, self.volume) else { return };
+        if !core.has_room() || core.fatal().is_some() {
+            return;
+        }
+        let kind = bus.rng.below(100);
+        let sweep = self.sweep.pop();
+        let (first, count) = match sweep {
+            Some(block) => (block, 1),
+            None => {
+                let first = if bus.rng.chance(500) { bus.rng.below(8) } else { bus.rng.below(BLOCKS - 4) };
+                (first, bus.rng.between(1, 3))
+            }
+        };
+        let (offset, len) = (first * u64::from(BLOCK_SIZE), count * u64::from(BLOCK_SIZE));
+        let mut values = vec![0; count as usize];
+        let op = match kind {
+            _ if sweep.is_some() => Op::Read { offset, len },
+            0..45 => Op::Read { offset, len },
+            45..90 => {
+                let mut data = Vec::new();
+                for value in &mut values {
+                    *value = history.fresh_value();
+                    data.extend_from_slice(&block_of(*value));
+                }
+                Op::Write { offset, data: Bytes::from(data) }
+            }
+            90..96 => Op::Zero { offset, len, unmap: bus.rng.chance(500) },
+            _ => Op::Flush,
+        };
+        let is_read = matches!(op, Op::Read { .. });
+        let blocks = match op {
+            Op::Flush => Vec::new(),
+            _ => values
+                .iter()
+                .enumerate()
+                .map(|(index, value)| {
+                    let block = (volume, first + index as u64);
+                    (block, history.begin(block, *value, !is_read, bus.now, self.superseded))
+                })
+                .collect(),
+        };
+        bus.stats.begun += 1;
+        let id = core.handle_op(Duration::from_nanos(bus.now), op, TraceId(0));
+        self.ops.insert(id, Running { blocks, is_read });
+        self.drain(bus, history, directory);
+    }
+
+    pub(crate) fn handle_reset(&mut self, bus: &mut Bus, history: &mut History, directory: &Directory, peer: Node) {
+        let Node::Osd(index) = peer else { return };
+        let osd = directory.index.iter().find(|(_, i)| **i == index).map(|(osd, _)| *osd);
+        if let (Some(osd), Holding::Working { core, .. }) = (osd, &mut self.holding)
+            && let Some(link) = self.links.get_mut(&osd)
+        {
+            link.up = false;
+            core.handle_link_down(Duration::from_nanos(bus.now), osd);
+        }
+        self.drain(bus, history, directory);
+    }
+
+    fn dial(&mut self, bus: &mut Bus, directory: &Directory, osd: OsdId) {
+        self.serial += 1;
+        self.links.insert(osd, Link { serial: self.serial, up: false });
+        if let Some(index) = directory.index.get(&osd) {
+            bus.send(self.node(), Node::Osd(*index), Body::Dial { link: self.serial });
+        }
+    }
+
+    fn drain(&mut self, bus: &mut Bus, history: &mut History, directory: &Directory) {
+        loop {
+            let Holding::Working { core, .. } = &mut self.holding else { return };
+            let Some(output) = core.poll_output() else { break };
+            match output {
+                Output::Connect { osd, .. } => self.dial(bus, directory, osd),
+                Output::Disconnect { osd } => {
+                    self.links.remove(&osd);
+                }
+                Output::Send { to, request } => {
+                    let link = self.links.get(&to).filter(|link| link.up).map(|link| link.serial);
+                    if let (Some(link), Some(index)) = (link, directory.index.get(&to)) {
+                        let body = Body::Request { link, request: Box::new(request) };
+                        bus.send(self.node(), Node::Osd(*index), body);
+                    }
+                }
+                Output::Done { op, result } => self.done(bus, history, op, result),
+            }
+        }
+        let Holding::Working { core, .. } = &mut self.holding else { return };
+        core.invariants();
+        if core.fatal().is_some() {
+            bus.say(|| format!("client {} is fenced", self.index));
+            bus.stats.sometimes("a session is fenced");
+            self.holding = Holding::Nothing;
+            self.volume = None;
+            self.links.clear();
+            return;
+        }
+        if let Some(due) = core.poll_timeout() {
+            let at = due.as_nanos() as u64;
+            if self.timer_at.is_none_or(|set| at < set) {
+                self.timer_at = Some(at);
+                self.timer_serial += 1;
+                bus.at(at, Event::Timer { at: self.node(), life: 1, serial: self.timer_serial });
+            }
+        }
+    }
+
+    fn done(&mut self, bus: &mut Bus, history: &mut History, op: OpId, result: Result<Bytes, IoError>) {
+        let Some(running) = self.ops.remove(&op) else { return };
+        bus.stats.ops += 1;
+        self.longest_stall = self.longest_stall.max(bus.now - self.last_progress);
+        self.last_progress = bus.now;
+        match result {
+            Ok(data) => {
+                for (index, (block, at)) in running.blocks.iter().enumerate() {
+                    let start = index * BLOCK_SIZE as usize;
+                    let value = running.is_read.then(|| value_of(&data[start..start + BLOCK_SIZE as usize]));
+                    match value {
+                        Some(None) => self.failure = Some(format!("a read of {block:?} gave a torn block")),
+                        value => history.end(*block, *at, value.flatten(), bus.now),
+                    }
+                    bus.note(&[block.1, value.flatten().unwrap_or(0)]);
+                }
+            }
+            Err(IoError::Fenced) => return,
+            Err(error) => self.failure = Some(format!("an operation failed: {error}")),
+        }
+        let pause = bus.rng.below(60 * MS);
+        bus.after(pause, Event::Work { client: self.index });
+    }
+}

@@ -1,0 +1,567 @@
+//! An OSD: the real core, a disk that survives its process, a clock of its own, and its side of the metadata
+//! service. It decides nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cairn_osd_core::{
+    CasOutcome, CasToken, Config, ConnId, DownEvidence, ListToken, OsdCore, Output, PersistToken, PgChange, PgDecision,
+    ReadToken, Time,
+};
+use cairn_proto::meta::command::Payload;
+use cairn_proto::meta::command_reply::Result as Answer;
+use cairn_proto::meta::{
+    self, ChangePgsRequest, CommandReply, Location, OsdReports, RegisterOsdRequest, ReportDownRequest, ReportOsdRequest,
+    ReportPurgedRequest,
+};
+use cairn_types::io::ReplyBody;
+use cairn_types::map::{ClusterMap, PgConfig};
+use cairn_types::peer::PeerMessage;
+use cairn_types::{Epoch, Incarnation, OsdId, PgId, RequestId};
+
+use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
+use crate::caller::Caller;
+use crate::check::flush::Synced;
+use crate::medium::{Done, Medium};
+use crate::rng::Rng;
+
+/// Between looks at the metadata service.
+const PULSE: Nanos = 200 * MS;
+/// Between reports.
+const REPORT: Nanos = SECOND;
+/// A proposal without an answer is given up as unknown after this, in some lives.
+const GIVE_UP: Nanos = 600 * MS;
+
+/// What a call was for.
+#[derive(Debug)]
+enum Call {
+    Register,
+    Report,
+    Cas(CasToken, Nanos),
+    Other,
+}
+
+/// Who is who: OSD numbers are given by the metadata service.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Directory {
+    pub(crate) index: BTreeMap<OsdId, usize>,
+}
+
+/// What the disk remembers beside the store.
+#[derive(Clone, Copy, Debug, Default)]
+struct Identity {
+    id: Option<OsdId>,
+    incarnation: u64,
+}
+
+/// See the file's head.
+pub(crate) struct OsdHost {
+    pub(crate) index: usize,
+    uuid: u128,
+    pub(crate) life: u32,
+    pub(crate) alive: bool,
+    pub(crate) paused: bool,
+    /// What came while it was paused.
+    pub(crate) inbox: Vec<Event>,
+    identity: Identity,
+    incarnations: BTreeMap<u32, u64>,
+    pub(crate) medium: Medium,
+    pub(crate) core: Option<OsdCore>,
+    caller: Option<Caller<Call>>,
+    /// Its clock runs at this rate, in millionths, from this start.
+    rate: u64,
+    offset: u64,
+    timer_serial: u64,
+    timer_at: Option<Nanos>,
+    pulse_serial: u64,
+    conns: BTreeMap<ConnId, (Node, u64)>,
+    acked: Epoch,
+    next_report: Nanos,
+    map_at: Nanos,
+    /// A disk operation takes this much longer.
+    pub(crate) disk_delay: Nanos,
+    gives_up: bool,
+    pub(crate) synced: Synced,
+    persisting: BTreeMap<u64, Vec<crate::check::flush::Effect>>,
+    pub(crate) seen_epoch: Epoch,
+    pub(crate) stopped: bool,
+    /// The PG of each write that came.
+    requests: BTreeMap<RequestId, PgId>,
+    /// Acknowledged since the world looked last.
+    pub(crate) acks: Vec<(RequestId, PgId, PgConfig)>,
+}
+
+impl OsdHost {
+    pub(crate) fn new(index: usize, rng: &mut Rng) -> Self {
+        Self {
+            index,
+            uuid: 0x05d0_0000 + index as u128,
+            life: 0,
+            alive: false,
+            paused: false,
+            inbox: Vec::new(),
+            identity: Identity::default(),
+            incarnations: BTreeMap::new(),
+            medium: Medium::default(),
+            core: None,
+            caller: None,
+            rate: rng.between(976_000, 1_024_000),
+            offset: rng.below(1_000_000) * MS,
+            timer_serial: 0,
+            timer_at: None,
+            pulse_serial: 0,
+            conns: BTreeMap::new(),
+            acked: Epoch(0),
+            next_report: 0,
+            map_at: 0,
+            disk_delay: 0,
+            gives_up: rng.chance(300),
+            synced: Synced::default(),
+            persisting: BTreeMap::new(),
+            seen_epoch: Epoch(0),
+            stopped: false,
+            requests: BTreeMap::new(),
+            acks: Vec::new(),
+        }
+    }
+
+    fn node(&self) -> Node {
+        Node::Osd(self.index)
+    }
+
+    pub(crate) fn id(&self) -> Option<OsdId> {
+        self.identity.id
+    }
+
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.identity.incarnation
+    }
+
+    /// The incarnation that a life of this process had, once it was registered.
+    pub(crate) fn incarnation_of(&self, life: u32) -> Option<u64> {
+        self.incarnations.get(&life).copied()
+    }
+
+    fn local(&self, now: Nanos) -> Time {
+        Time(self.offset + (u128::from(now) * u128::from(self.rate) / 1_000_000) as u64)
+    }
+
+    fn global(&self, time: Time) -> Nanos {
+        (u128::from(time.0.saturating_sub(self.offset)) * 1_000_000).div_ceil(u128::from(self.rate)) as u64
+    }
+
+    // --------------------------------------------------------------------------------------------- life and death
+
+    pub(crate) fn start(&mut self, bus: &mut Bus, members: usize) {
+        self.life += 1;
+        self.alive = true;
+        self.stopped = false;
+        bus.set_life(self.node(), self.life, true);
+        let session = u128::from(bus.rng.next()) << 64 | u128::from(bus.rng.next());
+        let mut caller = Caller::new(self.node(), session, members);
+        let request = RegisterOsdRequest {
+            mutation: None,
+            uuid: self.uuid.to_be_bytes().to_vec().into(),
+            cluster: self.identity.id.map(|_| vec![7; 16]).unwrap_or_default().into(),
+            id: self.identity.id.map(|id| id.0),
+            last_incarnation: self.identity.incarnation,
+            addresses: vec![format!("unix:/sim/{}", self.index)],
+            location: Some(Location { zone: "z".into(), rack: "r".into(), host: format!("h{}", self.index) }),
+            device_class: "ssd".into(),
+            capacity: 1 << 40,
+            protocol: 1,
+        };
+        caller.call(bus, Payload::RegisterOsd(request), Call::Register);
+        self.caller = Some(caller);
+        self.map_at = bus.now;
+        self.arm_pulse(bus);
+    }
+
+    /// The process ends. What it had not flushed survives a kill, and a power cut only by chance.
+    pub(crate) fn kill(&mut self, bus: &mut Bus, power: bool) {
+        let mut rng = bus.rng.fork(self.index as u64);
+        self.medium.crash(power, &mut rng);
+        if !power {
+            for effect in std::mem::take(&mut self.persisting).into_values().flatten() {
+                self.synced.take_in(effect);
+            }
+        }
+        self.persisting.clear();
+        self.alive = false;
+        self.paused = false;
+        self.inbox.clear();
+        self.core = None;
+        self.caller = None;
+        self.conns.clear();
+        self.acked = Epoch(0);
+        bus.set_life(self.node(), self.life, false);
+        bus.reset_connections(self.node());
+    }
+
+    fn registered(&mut self, bus: &mut Bus, reply: &meta::RegisterOsdReply, directory: &mut Directory) {
+        let id = OsdId(reply.id);
+        self.identity = Identity { id: Some(id), incarnation: reply.incarnation };
+        self.incarnations.insert(self.life, reply.incarnation);
+        directory.index.insert(id, self.index);
+        let config = Config {
+            requests_per_pg: 64,
+            bytes_in_flight: 4 << 20,
+            log_entries: 48,
+            ..Config::new(id, Incarnation(reply.incarnation), Epoch(reply.epoch))
+        };
+        let (epoch, pgs) = self.medium.load();
+        assert!(epoch <= Epoch(reply.epoch), "an OSD has seen an epoch that no registration follows");
+        let (core, damaged) = OsdCore::load(config, bus.rng.next(), self.local(bus.now), epoch, pgs);
+        assert!(damaged.is_empty(), "a disk that keeps its promises loads: {damaged:?}");
+        self.core = Some(core);
+        bus.say(|| format!("osd {} is {id} i{}", self.index, reply.incarnation));
+        self.watch(bus);
+    }
+
+    // ------------------------------------------------------------------------------------------------------ events
+
+    pub(crate) fn handle_timer(&mut self, bus: &mut Bus, directory: &mut Directory, serial: u64) {
+        if serial == self.pulse_serial | 1 << 63 {
+            self.pulse(bus);
+            self.arm_pulse(bus);
+        } else if serial == self.timer_serial {
+            self.timer_at = None;
+            let now = self.local(bus.now);
+            if let Some(core) = &mut self.core {
+                core.handle_timeout(now);
+            }
+        }
+        self.drain(bus, directory);
+    }
+
+    fn arm_pulse(&mut self, bus: &mut Bus) {
+        self.pulse_serial += 1;
+        let serial = self.pulse_serial | 1 << 63;
+        bus.after(PULSE, Event::Timer { at: self.node(), life: self.life, serial });
+    }
+
+    /// What a daemon does beside its core: calls again, reports, follows the map.
+    fn pulse(&mut self, bus: &mut Bus) {
+        let now = self.local(bus.now);
+        let Some(caller) = &mut self.caller else { return };
+        let limit = if self.gives_up { bus.now.saturating_sub(GIVE_UP) } else { 0 };
+        for call in caller.abandon(|call| matches!(call, Call::Cas(_, at) if *at < limit)) {
+            if let (Call::Cas(token, _), Some(core)) = (call, &mut self.core) {
+                bus.stats.sometimes("a proposal's outcome is unknown");
+                core.handle_cas(now, token, &CasOutcome::Unknown);
+            }
+        }
+        let caller = self.caller.as_mut().expect("alive");
+        caller.tick(bus);
+        if self.core.is_some() && bus.now >= self.next_report {
+            self.report(bus);
+        }
+        if bus.now.saturating_sub(self.map_at) > SECOND {
+            self.map_at = bus.now;
+            self.caller.as_mut().expect("alive").turn_away();
+            self.watch(bus);
+        }
+    }
+
+    fn watch(&mut self, bus: &mut Bus) {
+        let since = self.core.as_ref().map_or(Epoch(0), |core| core.map().epoch);
+        let member = self.caller.as_ref().expect("alive").member();
+        bus.send(self.node(), member, Body::Watch { since });
+    }
+
+    fn report(&mut self, bus: &mut Bus) {
+        self.next_report = bus.now + REPORT;
+        let (Some(core), Some(id)) = (&self.core, self.identity.id) else { return };
+        let report = ReportOsdRequest {
+            id: id.0,
+            incarnation: self.identity.incarnation,
+            acked_epoch: self.acked.0,
+            used: 0,
+            oldest_io_ms: core.oldest_io_ms(self.local(bus.now)),
+        };
+        let caller = self.caller.as_mut().expect("alive");
+        caller.abandon(|call| matches!(call, Call::Report));
+        caller.call(bus, Payload::OsdReports(OsdReports { reports: vec![report] }), Call::Report);
+    }
+
+    pub(crate) fn handle_disk(&mut self, bus: &mut Bus, directory: &mut Directory, job: u64) {
+        self.medium.finish(job);
+        let now = self.local(bus.now);
+        while let Some(done) = self.medium.take_done() {
+            let Some(core) = &mut self.core else { continue };
+            match done {
+                Done::Persisted(tag) => {
+                    for effect in self.persisting.remove(&tag).unwrap_or_default() {
+                        self.synced.take_in(effect);
+                    }
+                    core.handle_persisted(now, PersistToken(tag));
+                }
+                Done::Read(tag, result) => core.handle_read(now, ReadToken(tag), result),
+                Done::Listed(tag, objects) => core.handle_list(now, ListToken(tag), objects),
+            }
+        }
+        self.drain(bus, directory);
+    }
+
+    pub(crate) fn handle_refused(&mut self, bus: &mut Bus, directory: &mut Directory, peer: Node) {
+        let now = self.local(bus.now);
+        if let (Some(core), Some(id)) = (&mut self.core, osd_of(directory, peer)) {
+            core.handle_connection_refused(now, id);
+        }
+        self.drain(bus, directory);
+    }
+
+    pub(crate) fn handle_reset(&mut self, bus: &mut Bus, directory: &mut Directory, peer: Node) {
+        let now = self.local(bus.now);
+        if let (Some(core), Some(id)) = (&mut self.core, osd_of(directory, peer)) {
+            core.handle_connection_lost(now, id);
+        }
+        self.drain(bus, directory);
+    }
+
+    pub(crate) fn handle_body(
+        &mut self,
+        bus: &mut Bus,
+        directory: &mut Directory,
+        from: Node,
+        incarnation: u64,
+        body: Body,
+    ) {
+        let now = self.local(bus.now);
+        match body {
+            Body::Peer(message) => {
+                if let (Some(core), Some(id)) = (&mut self.core, osd_of(directory, from)) {
+                    core.handle_peer(now, id, Incarnation(incarnation), *message);
+                }
+            }
+            Body::Dial { link } => bus.send(self.node(), from, Body::Dialled { link }),
+            Body::Request { link, request } => {
+                let conn = ConnId(match from {
+                    Node::Client(index) => link << 16 | index as u64,
+                    _ => 0,
+                });
+                self.conns.insert(conn, (from, link));
+                if request.op.is_write() {
+                    self.requests.insert(request.id, request.pg);
+                }
+                if let Some(core) = &mut self.core {
+                    core.handle_client(now, conn, *request);
+                }
+            }
+            Body::Map(map) => self.handle_map(bus, &map),
+            Body::Answer { session, seq, reply } => self.handle_answer(bus, directory, session, seq, &reply),
+            Body::NotTaken { .. } => {
+                if let Some(caller) = &mut self.caller {
+                    caller.turn_away();
+                }
+            }
+            _ => {}
+        }
+        self.drain(bus, directory);
+    }
+
+    fn handle_map(&mut self, bus: &mut Bus, map: &Arc<ClusterMap>) {
+        self.map_at = bus.now;
+        let now = self.local(bus.now);
+        if let Some(core) = &mut self.core {
+            core.handle_map(now, Arc::clone(map));
+            let epoch = core.map().epoch;
+            assert!(epoch >= self.seen_epoch || epoch == Epoch(0), "I7: an OSD's epoch went back");
+            self.seen_epoch = self.seen_epoch.max(epoch);
+        }
+    }
+
+    fn handle_answer(
+        &mut self,
+        bus: &mut Bus,
+        directory: &mut Directory,
+        session: u128,
+        seq: u64,
+        reply: &CommandReply,
+    ) {
+        let Some(call) = self.caller.as_mut().and_then(|caller| caller.answered(session, seq)) else { return };
+        let now = self.local(bus.now);
+        match (call, &reply.result) {
+            (Call::Register, Some(Answer::RegisterOsd(reply))) => self.registered(bus, reply, directory),
+            (Call::Register, _) => {
+                // The cluster has no name yet: again, as a new call.
+                let members = 3;
+                self.life -= 1;
+                self.start(bus, members);
+            }
+            (Call::Cas(token, _), Some(Answer::ChangePgs(reply))) => {
+                let decisions = reply.outcomes.iter().filter_map(decision).collect();
+                let outcome = CasOutcome::Decided { epoch: Epoch(reply.epoch), decisions };
+                if let Some(core) = &mut self.core {
+                    core.handle_cas(now, token, &outcome);
+                }
+            }
+            // The life is over, as its map will say.
+            (Call::Cas(..) | Call::Report | Call::Other, _) => {}
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------ orders
+
+    fn drain(&mut self, bus: &mut Bus, directory: &Directory) {
+        loop {
+            let Some(output) = self.core.as_mut().and_then(OsdCore::poll_output) else { break };
+            self.carry_out(bus, directory, output);
+        }
+        for (job, is_flush) in self.medium.take_jobs() {
+            let base = if is_flush { bus.rng.between(100_000, 900_000) } else { bus.rng.between(20_000, 200_000) };
+            bus.stats.flushes += u64::from(is_flush);
+            let slow = if self.disk_delay > 0 { bus.rng.between(self.disk_delay / 2, self.disk_delay) } else { 0 };
+            bus.after(base + slow, Event::Disk { osd: self.index, life: self.life, job });
+        }
+        self.arm(bus);
+    }
+
+    fn arm(&mut self, bus: &mut Bus) {
+        let Some(due) = self.core.as_mut().and_then(OsdCore::poll_timeout) else { return };
+        let at = self.global(due).max(bus.now);
+        if self.timer_at.is_none_or(|set| at < set) {
+            self.timer_at = Some(at);
+            self.timer_serial += 1;
+            bus.at(at, Event::Timer { at: self.node(), life: self.life, serial: self.timer_serial });
+        }
+    }
+
+    fn carry_out(&mut self, bus: &mut Bus, directory: &Directory, output: Output) {
+        let id = self.identity.id.expect("a core has a number");
+        match output {
+            Output::Persist { token, transaction } => {
+                self.persisting.insert(token.0, crate::check::flush::effects(&transaction));
+                self.medium.submit(token.0, *transaction);
+            }
+            Output::PersistEpoch { token, epoch } => self.medium.submit_epoch(token.0, epoch),
+            Output::Read { token, pg, object, offset, len } => self.medium.read(token.0, pg, object, offset, len),
+            Output::List { token, pg, after, limit } => self.medium.list(token.0, pg, after, limit),
+            Output::SendPeer { to, message } => {
+                if let Some(index) = directory.index.get(&to) {
+                    note_peer(bus, &message);
+                    bus.send(self.node(), Node::Osd(*index), Body::Peer(Box::new(message)));
+                }
+            }
+            Output::Reply { conn, reply } => {
+                let Some((client, link)) = self.conns.get(&conn).copied() else { return };
+                if matches!(reply.result, Ok(ReplyBody::Done)) {
+                    bus.stats.sometimes("writes acknowledged");
+                    self.acked_write(reply.id);
+                }
+                bus.send(self.node(), client, Body::Reply { link, reply });
+            }
+            Output::ProposePgs { token, changes } => {
+                let changes = changes.iter().map(change).collect();
+                let request = ChangePgsRequest {
+                    mutation: None,
+                    reporter: id.0,
+                    incarnation: self.identity.incarnation,
+                    changes,
+                };
+                let caller = self.caller.as_mut().expect("alive");
+                caller.call(bus, Payload::ChangePgs(request), Call::Cas(token, bus.now));
+            }
+            Output::ReportDown { osd, incarnation, evidence } => {
+                let evidence = match evidence {
+                    DownEvidence::Silent => meta::DownEvidence::Silent,
+                    DownEvidence::Refused => meta::DownEvidence::Refused,
+                };
+                bus.say(|| format!("{id} reports {osd} {evidence:?}"));
+                let request = ReportDownRequest {
+                    mutation: None,
+                    reporter: Some(id.0),
+                    osd: osd.0,
+                    incarnation: incarnation.0,
+                    evidence: evidence.into(),
+                };
+                self.caller.as_mut().expect("alive").call(bus, Payload::ReportDown(request), Call::Other);
+            }
+            Output::ReportPurged { volume, pg } => {
+                bus.stats.sometimes("a group is purged");
+                let request = ReportPurgedRequest {
+                    mutation: None,
+                    reporter: id.0,
+                    incarnation: self.identity.incarnation,
+                    volume: volume.0,
+                    pg: Some(pg.into()),
+                };
+                self.caller.as_mut().expect("alive").call(bus, Payload::ReportPurged(request), Call::Other);
+            }
+            Output::AckEpoch { epoch } => {
+                self.acked = self.acked.max(epoch);
+                self.report(bus);
+            }
+            Output::NeedMap { .. } => self.watch(bus),
+            Output::Stop { reason } => {
+                bus.say(|| format!("{id} stops: {reason}"));
+                bus.stats.sometimes("an OSD is told that it is dead");
+                self.stopped = true;
+            }
+        }
+    }
+
+    /// For the oracle: a write is about to be acknowledged, under this configuration.
+    fn acked_write(&mut self, request: RequestId) {
+        let Some((pg, core)) = self.requests.get(&request).copied().zip(self.core.as_ref()) else { return };
+        if let Some(config) = core.map().pgs.get(&pg) {
+            self.acks.push((request, pg, config.clone()));
+        }
+    }
+}
+
+fn osd_of(directory: &Directory, node: Node) -> Option<OsdId> {
+    let Node::Osd(index) = node else { return None };
+    directory.index.iter().find(|(_, i)| **i == index).map(|(id, _)| *id)
+}
+
+fn note_peer(bus: &mut Bus, message: &PeerMessage) {
+    use cairn_types::peer::PgMessage;
+    let PeerMessage::Pg { pg, c, attempt, body } = message else { return };
+    let kind = match body {
+        PgMessage::Replicate { .. } => 1,
+        PgMessage::Ack { .. } => 2,
+        PgMessage::Fenced { .. } => {
+            bus.stats.sometimes("a replica refuses a fenced entry");
+            3
+        }
+        PgMessage::QueryLog => 4,
+        PgMessage::LogReport(_) => 5,
+        PgMessage::FetchLog { .. } => {
+            bus.stats.sometimes("a primary fetches a longer log");
+            6
+        }
+        PgMessage::LogEntries { .. } => 7,
+        PgMessage::Align { .. } => 8,
+        PgMessage::StartRecovery(start) => {
+            match start.missing {
+                cairn_types::peer::Missing::Blocks(_) => bus.stats.sometimes("a delta recovery"),
+                cairn_types::peer::Missing::Everything => bus.stats.sometimes("a fill from nothing"),
+            }
+            9
+        }
+        PgMessage::Push(_) => 10,
+        PgMessage::PushAck { .. } => 11,
+        PgMessage::Pull { .. } => 12,
+        PgMessage::PullReply { .. } => 13,
+    };
+    bus.note(&[u64::from(pg.index), c.0, *attempt, kind]);
+}
+
+fn change(change: &PgChange) -> meta::PgChange {
+    let numbers = |set: &[OsdId]| set.iter().map(|osd| osd.0).collect();
+    meta::PgChange {
+        pg: Some(change.pg.into()),
+        expect_c: change.expect_c.0,
+        primary: change.primary.map(|osd| osd.0),
+        isr: numbers(&change.isr),
+        acting: numbers(&change.acting),
+        backfill: numbers(&change.backfill),
+    }
+}
+
+fn decision(outcome: &meta::PgOutcome) -> Option<PgDecision> {
+    let pg: PgId = outcome.pg?.into();
+    let now = outcome.now.clone().and_then(|now| <(PgId, PgConfig)>::try_from(now).ok()).map(|(_, now)| now);
+    Some(PgDecision { pg, applied: outcome.applied, now: now? })
+}

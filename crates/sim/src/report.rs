@@ -1,0 +1,146 @@
+//! What a run was, and what many runs were together.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+/// Counted along the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Client operations that ended.
+    pub ops: u64,
+    /// Client operations begun.
+    pub begun: u64,
+    /// Messages sent.
+    pub messages: u64,
+    /// Messages that met a cut.
+    pub cut: u64,
+    /// Messages lost.
+    pub dropped: u64,
+    /// Faults, by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Things that should happen sometimes, in some run.
+    pub sometimes: BTreeMap<&'static str, u64>,
+    /// Changes of a primary.
+    pub failovers: u64,
+    /// Flushes that completed.
+    pub flushes: u64,
+    /// Nanoseconds simulated.
+    pub simulated: u64,
+}
+
+impl Stats {
+    /// Something that should happen in some run happened in this one.
+    pub(crate) fn sometimes(&mut self, what: &'static str) {
+        *self.sometimes.entry(what).or_default() += 1;
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.ops += other.ops;
+        self.begun += other.begun;
+        self.messages += other.messages;
+        self.cut += other.cut;
+        self.dropped += other.dropped;
+        self.failovers += other.failovers;
+        self.flushes += other.flushes;
+        self.simulated += other.simulated;
+        for (kind, count) in &other.faults {
+            *self.faults.entry(kind).or_default() += count;
+        }
+        for (kind, count) in &other.sometimes {
+            *self.sometimes.entry(kind).or_default() += count;
+        }
+    }
+}
+
+/// One run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What it was made from.
+    pub seed: u64,
+    /// Of everything that happened: equal for equal seeds.
+    pub trace: u64,
+    /// Counted along the way.
+    pub stats: Stats,
+    /// What was violated, if anything was.
+    pub failure: Option<String>,
+}
+
+impl Report {
+    /// The command that replays it.
+    #[must_use]
+    pub fn command(&self) -> String {
+        format!("cargo xtask sim --seed {}", self.seed)
+    }
+}
+
+/// Many runs.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// How many.
+    pub seeds: u64,
+    /// All of them together.
+    pub stats: Stats,
+    /// Those that failed.
+    pub failures: Vec<Report>,
+}
+
+impl Summary {
+    /// Takes one run in.
+    pub fn add(&mut self, report: Report) {
+        self.seeds += 1;
+        self.stats.add(&report.stats);
+        if report.failure.is_some() {
+            self.failures.push(report);
+        }
+    }
+
+    /// For machines.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let failure = |report: &Report| {
+            json!({ "seed": report.seed, "failure": report.failure, "replay": report.command() })
+        };
+        let mean = |count: u64| count as f64 / self.seeds.max(1) as f64;
+        json!({
+            "seeds": self.seeds,
+            "operations": self.stats.ops,
+            "simulated_hours": self.stats.simulated as f64 / 3.6e12,
+            "messages": self.stats.messages,
+            "mean": {
+                "operations": mean(self.stats.ops),
+                "faults": mean(self.stats.faults.values().sum()),
+                "failovers": mean(self.stats.failovers),
+            },
+            "faults": self.stats.faults,
+            "sometimes": self.stats.sometimes,
+            "failures": self.failures.iter().map(failure).collect::<Vec<_>>(),
+        })
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mean = |count: u64| count as f64 / self.seeds.max(1) as f64;
+        let mut lines = vec![
+            format!("{} seeds, {} operations, {:.1} simulated hours", self.seeds, self.stats.ops, self.stats.simulated as f64 / 3.6e12),
+            format!(
+                "a seed has {:.0} operations, {:.1} faults and {:.1} failovers in the mean",
+                mean(self.stats.ops),
+                mean(self.stats.faults.values().sum()),
+                mean(self.stats.failovers)
+            ),
+        ];
+        let row = |(kind, count): (&&'static str, &u64)| format!("  {kind:<28} {count}");
+        lines.push("faults:".into());
+        lines.extend(self.stats.faults.iter().map(row));
+        lines.push("sometimes:".into());
+        lines.extend(self.stats.sometimes.iter().map(row));
+        for report in &self.failures {
+            let what = report.failure.as_deref().unwrap_or_default();
+            lines.push(format!("FAILED seed {}: {what}\n  replay: {}", report.seed, report.command()));
+        }
+        lines.push(format!("{} of {} seeds failed", self.failures.len(), self.seeds));
+        lines.join("\n")
+    }
+}
