@@ -17,6 +17,7 @@ use crate::cluster::Cluster;
 use crate::daemon::{Daemon, DaemonError};
 use crate::exporter::Exporter;
 use crate::exporter::fuse_loop::FuseLoop;
+use crate::exporter::nbd_socket::NbdSocket;
 use crate::keeper::KeeperClient;
 use crate::service::Service;
 use crate::source::VolumeSource;
@@ -176,7 +177,7 @@ async fn register(daemon: &Daemon) -> bool {
 }
 
 fn exporters(dir: &Path, keeper: &Path) -> Result<Vec<Arc<dyn Exporter>>, Error> {
-    Ok(vec![Arc::new(fuse_loop(dir, keeper)?)])
+    Ok(vec![Arc::new(fuse_loop(dir, keeper)?), Arc::new(NbdSocket::new(dir.join("nbd")))])
 }
 
 fn fuse_loop(dir: &Path, keeper: &Path) -> Result<FuseLoop, Error> {
