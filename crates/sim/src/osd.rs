@@ -156,6 +156,7 @@ impl OsdHost {
         self.life += 1;
         self.alive = true;
         self.stopped = false;
+        self.timer_at = None;
         bus.set_life(self.node(), self.life, true);
         let session = u128::from(bus.rng.next()) << 64 | u128::from(bus.rng.next());
         let mut caller = Caller::new(self.node(), session, members);

@@ -277,7 +277,8 @@ impl Pg {
     }
 
     /// When a primary has something to do that no event brings.
-    pub(super) fn primary_deadline(&self, _ctx: &Ctx<'_>) -> Option<Time> {
-        self.activation_deadline().into_iter().chain(self.proposal_deadline()).min()
+    pub(super) fn primary_deadline(&self, ctx: &Ctx<'_>) -> Option<Time> {
+        let due = self.activation_deadline().into_iter().chain(self.proposal_deadline());
+        due.filter(|at| *at > ctx.now).min()
     }
 }
