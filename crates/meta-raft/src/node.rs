@@ -24,6 +24,9 @@ use crate::reads::{Reads, Ticket};
 use crate::snapshots::{Incoming, Outgoing, Quiet, SNAPSHOT_FORMAT, digest_of};
 use crate::store::{Position, Store, StoreError};
 
+/// How many times the usual amount of log may gather while a member is being sent a snapshot.
+const PATIENCE_WITH_RECEIVERS: u64 = 8;
+
 /// How one member behaves.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -572,8 +575,11 @@ impl<S: Store> Node<S> {
 
     fn consider_checkpoint(&mut self) -> Result<(), NodeError> {
         let newest = self.store().checkpoint().map_or(0, |m| m.index);
-        let due = self.applied().index - newest >= self.config.checkpoint_entries
-            || self.bytes_since_checkpoint >= self.config.checkpoint_bytes;
+        let (entries, bytes) = (self.applied().index - newest, self.bytes_since_checkpoint);
+        // Who is being sent a snapshot needs it to the end, and the log after it: a new checkpoint waits, within bounds.
+        let patience = if self.outgoing.is_active() { PATIENCE_WITH_RECEIVERS } else { 1 };
+        let due = entries >= self.config.checkpoint_entries.saturating_mul(patience)
+            || bytes >= self.config.checkpoint_bytes.saturating_mul(patience);
         if due && !self.store().checkpoint_running() {
             self.bytes_since_checkpoint = 0;
             self.raw.mut_store().store_mut().start_checkpoint()?;
@@ -668,7 +674,10 @@ impl<S: Store> Node<S> {
                 chunk.records = piece.records;
                 chunk.last = piece.last;
             }
-            None => chunk.gone = true,
+            None => {
+                chunk.gone = true;
+                self.raw.report_snapshot(from, SnapshotStatus::Failure);
+            }
         }
         self.emit(from, Body::Chunk(chunk));
         Ok(())

@@ -95,6 +95,11 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
+    /// Somebody is receiving a snapshot and has not fallen silent.
+    pub(crate) fn is_active(&self) -> bool {
+        !self.quiet_ticks.is_empty()
+    }
+
     pub(crate) fn heard_from(&mut self, member: u64) {
         if let Some(ticks) = self.quiet_ticks.get_mut(&member) {
             *ticks = 0;

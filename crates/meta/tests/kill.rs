@@ -135,9 +135,9 @@ fn member(dir: &str, args: &[String]) {
     let members: Vec<(u64, String)> = (1..).zip(args[1].split(',').map(str::to_owned)).collect();
     let mut config = Config::new(id, dir.into(), members[id as usize - 1].1.clone(), members);
     config.heartbeat = Duration::from_millis(50);
-    config.election = Duration::from_millis(500);
+    config.election = config.heartbeat * 10;
     config.checkpoint_entries = 300;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     if let Err(error) = runtime.block_on(cairn_meta::run(config, CancellationToken::new())) {
         eprintln!("{error}");
         std::process::exit(1);
