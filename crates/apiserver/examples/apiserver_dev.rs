@@ -14,57 +14,11 @@
 //! the port is open. Ends at ctrl-c or SIGTERM.
 
 use cairn_apiserver::{Config, TlsFiles, bind, serve};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use std::error::Error;
-use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
-fn params(name: &str, group: &str) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::new(vec!["localhost".to_owned()])?;
-    params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
-    params.distinguished_name.push(DnType::CommonName, name);
-    if !group.is_empty() {
-        params.distinguished_name.push(DnType::OrganizationName, group);
-    }
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    Ok(params)
-}
-
-fn certificates(dir: &Path) -> Result<(), Box<dyn Error>> {
-    if dir.join("ca.crt").exists() {
-        return Ok(());
-    }
-    let ca_key = KeyPair::generate()?;
-    let mut ca = CertificateParams::default();
-    ca.distinguished_name.push(DnType::CommonName, "cairn-dev");
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca_cert = ca.self_signed(&ca_key)?;
-    let issuer = Issuer::new(ca, ca_key);
-    for (file, name, group) in [
-        ("server", "cairn-apiserver", ""),
-        ("admin", "admin", "system:masters"),
-        ("agent", "system:node:agent", "system:nodes"),
-    ] {
-        let key = KeyPair::generate()?;
-        let cert = params(name, group)?.signed_by(&key, &issuer)?;
-        std::fs::write(dir.join(format!("{file}.crt")), cert.pem())?;
-        std::fs::write(dir.join(format!("{file}.key")), key.serialize_pem())?;
-    }
-    std::fs::write(dir.join("ca.crt"), ca_cert.pem())?;
-    Ok(())
-}
-
-fn kubeconfig(dir: &Path, server: &str) -> String {
-    let at = |file: &str| dir.join(file).display().to_string();
-    format!(
-        "apiVersion: v1\nkind: Config\nclusters:\n- name: dev\n  cluster: {{server: \"https://{server}\", certificate-authority: \"{}\"}}\n\
-         users:\n- name: admin\n  user: {{client-certificate: \"{}\", client-key: \"{}\"}}\n\
-         contexts:\n- name: dev\n  context: {{cluster: dev, user: admin}}\ncurrent-context: dev\n",
-        at("ca.crt"),
-        at("admin.crt"),
-        at("admin.key")
-    )
-}
+#[path = "../tests/real/stand/certificates.rs"]
+mod certificates;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -76,7 +30,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     std::fs::create_dir_all(dir)?;
     let dir = std::fs::canonicalize(dir)?;
-    certificates(&dir)?;
+    certificates::certificates(&dir)?;
     let files = |name: &str| TlsFiles {
         cert: dir.join(format!("{name}.crt")),
         key: dir.join(format!("{name}.key")),
@@ -90,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         agent: Some(files("admin")),
     };
     let listener = bind(&config).await?;
-    std::fs::write(dir.join("kubeconfig"), kubeconfig(&dir, &listener.local_addr()?.to_string()))?;
+    std::fs::write(dir.join("kubeconfig"), certificates::kubeconfig(&dir, &listener.local_addr()?.to_string()))?;
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

@@ -171,7 +171,7 @@ pub(crate) fn apply(
         others.add(&entry.owned);
     }
     if let Some(before) = &before {
-        before.owned.prune(&mine, &others, &mut merged);
+        before.owned.prune(&mine, Some(config), &others, &mut merged);
     }
     let now = Owned::of(message, &merged);
     for entry in &mut entries {

@@ -87,6 +87,14 @@ fn keyed_elements_go_one_by_one() {
 }
 
 #[test]
+fn metadata_outlives_its_last_label() {
+    let made = by("me", None, json!({"metadata": {"name": "p", "labels": {"a": "1"}}})).expect("made");
+    let next = by("me", Some(&made), json!({"metadata": {"name": "p"}, "spec": {"hostname": "h"}})).expect("applied");
+    assert_eq!(next["metadata"]["name"], "p");
+    assert!(next["metadata"].get("labels").is_none());
+}
+
+#[test]
 fn names_of_managers() {
     assert_eq!(Manager::name_from(Some("kubectl"), "x/1"), "kubectl");
     assert_eq!(Manager::name_from(None, "csi-attacher/v4.12 (linux)"), "csi-attacher");

@@ -176,14 +176,14 @@ impl Api {
             let mut new = settle(resource, edit.part, &old, wanted);
             let given = new.clone();
             (resource.defaults)(&mut new);
-            if edit.part == Part::Main && resource.gate.looks_at_update(&new, &old) {
-                resource.gate.update(&new, &old, &self.facts(resource.gate).await)?;
-            }
             count_generation(resource, &old, &mut new);
             if let Some(manager) = edit.manager.filter(|_| resource.field_owners) {
                 owners::note_update(resource.message(), Some(&old), &given, &mut new, manager);
             }
             check(resource, edit.part, &old, &new)?;
+            if edit.part == Part::Main && resource.gate.looks_at_update(&new, &old) {
+                resource.gate.update(&new, &old, &self.facts(resource.gate).await)?;
+            }
             if new == old {
                 return Ok(current);
             }

@@ -24,8 +24,9 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -37,9 +38,13 @@ const ERROR_TEXT: usize = 16 << 10;
 const WEBSOCKET_HEADERS: [&str; 4] =
     ["sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol", "sec-websocket-extensions"];
 
+/// A refusal is remembered this long, and so many of them.
+const REMEMBERED: (Duration, usize) = (Duration::from_secs(10), 64);
+
 /// How this server shows itself to nodes.
 pub(crate) struct AgentDoor {
     tls: TlsConnector,
+    refused: Mutex<VecDeque<(Instant, String, ApiError)>>,
 }
 
 impl AgentDoor {
@@ -51,7 +56,23 @@ impl AgentDoor {
             .with_root_certificates(roots(&files.ca)?)
             .with_client_auth_cert(certificates(&files.cert)?, private_key(&files.key)?)
             .map_err(Error::Tls)?;
-        Ok(AgentDoor { tls: TlsConnector::from(Arc::new(config)) })
+        Ok(AgentDoor { tls: TlsConnector::from(Arc::new(config)), refused: Mutex::default() })
+    }
+}
+
+impl AgentDoor {
+    /// kubectl asks again by SPDY where a WebSocket was refused, and shows only the second answer. The node is not
+    /// asked twice (it might run the command): the second answer is the first.
+    fn remember(&self, path: &str, error: &ApiError) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.truncate(REMEMBERED.1 - 1);
+        refused.push_front((Instant::now(), path.to_owned(), error.clone()));
+    }
+
+    fn remembered(&self, path: &str) -> Option<ApiError> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = refused.iter().take_while(|(at, _, _)| at.elapsed() < REMEMBERED.0);
+        recent.into_iter().find(|(_, of, _)| of == path).map(|(_, _, error)| error.clone())
     }
 }
 
@@ -91,13 +112,18 @@ impl Api {
         let websocket =
             request.headers().get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
         if !websocket || request.version() != Version::HTTP_11 {
-            // Whoever falls back to SPDY after a failed WebSocket should still read why that failed.
-            self.connect(&place).await?;
+            if let Some(error) = self.agent.as_ref().and_then(|door| door.remembered(&path)) {
+                return Err(error);
+            }
             return Err(ApiError::BadRequest(
                 "streaming needs a WebSocket upgrade with the subprotocol v5.channel.k8s.io over HTTP/1.1".to_owned(),
             ));
         }
-        self.tunnel(&place, &path, request).await
+        let tunnel = self.tunnel(&place, &path, request).await;
+        if let (Some(door), Err(error)) = (&self.agent, &tunnel) {
+            door.remember(&path, error);
+        }
+        tunnel
     }
 
     async fn place_of(&self, pod: &Value) -> Result<Place, ApiError> {

@@ -211,15 +211,17 @@ impl Owned {
         }
     }
 
-    /// Removes from `object` what is in this set and neither in `kept` nor in `others`.
-    pub(super) fn prune(&self, kept: &Owned, others: &Owned, object: &mut Value) {
+    /// Removes from `object` what is in this set and neither in `kept` (all of `config`) nor in `others`.
+    pub(super) fn prune(&self, kept: &Owned, config: Option<&Value>, others: &Owned, object: &mut Value) {
         let nothing = Owned::default();
         for (key, owned) in &self.inner {
+            let wanted = config.and_then(|config| child(config, key));
             match (kept.inner.get(key), others.inner.get(key)) {
-                (None, None) => remove(object, key),
+                // What is there only with fields that nobody owns, as metadata with a name, is still wanted.
+                (None, None) if wanted.is_none() => remove(object, key),
                 (kept, others) if !owned.inner.is_empty() => {
                     if let Some(child) = child_mut(object, key) {
-                        owned.prune(kept.unwrap_or(&nothing), others.unwrap_or(&nothing), child);
+                        owned.prune(kept.unwrap_or(&nothing), wanted, others.unwrap_or(&nothing), child);
                     }
                 }
                 _ => {}

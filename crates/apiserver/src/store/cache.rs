@@ -58,6 +58,8 @@ struct State {
     floor: i64,
     /// Everything up to this revision has been seen.
     revision: i64,
+    /// The newest change taken, or the revision loaded. Apart from `revision`, which a report of progress may raise.
+    taken: i64,
     /// Counts reloads; history does not reach across one.
     epoch: u64,
 }
@@ -195,7 +197,7 @@ impl Cache {
         }
         let mut state = self.state();
         let epoch = state.epoch + 1;
-        *state = State { objects, floor: revision, revision, epoch, ..State::default() };
+        *state = State { objects, floor: revision, revision, taken: revision, epoch, ..State::default() };
         self.moved.send_replace((epoch, 0));
         Ok(())
     }
@@ -203,7 +205,7 @@ impl Cache {
     async fn stream(&self, etcd: &Etcd) -> Result<(), StoreError> {
         let prefix = self.resource.prefix();
         let broken = |status: tonic::Status| StoreError::Unavailable(status.message().to_owned());
-        let from = self.state().revision + 1;
+        let from = self.state().taken + 1;
         let mut watching = etcd.watch(&prefix, &prefix_end(&prefix), from).await.map_err(broken)?;
         while let Some(reply) = watching.next().await.map_err(broken)? {
             if reply.compact_revision > 0 {
@@ -223,13 +225,14 @@ impl Cache {
         let mut state = self.state();
         for event in events {
             let Some(kv) = &event.kv else { continue };
-            // A resumed watch may repeat what was seen; the revision rises only after the whole batch.
-            if kv.mod_revision > state.revision {
+            // A resumed watch may repeat what was seen; the mark rises only after the whole batch.
+            if kv.mod_revision > state.taken {
                 self.take_one(&mut state, event.r#type() == EventType::Delete, kv);
             }
         }
         // With events, the header may be ahead of them in a split batch: only an empty reply is proof of progress.
         let last = events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision).max();
+        state.taken = state.taken.max(last.unwrap_or(0));
         state.revision = state.revision.max(last.unwrap_or(reached));
         let mark = (state.epoch, state.first + state.ring.len() as u64);
         drop(state);
