@@ -94,8 +94,8 @@ impl LoopDevice {
     /// # Errors
     /// When there is no free device or the driver refuses.
     pub fn bind(file: impl AsFd, name: &str, read_only: bool) -> Result<Self, ExportError> {
-        let control = open(Path::new("/dev/loop-control"), true, 0)
-            .map_err(ExportError::system("opening /dev/loop-control"))?;
+        let control =
+            open(Path::new("/dev/loop-control"), true, 0).map_err(ExportError::system("opening /dev/loop-control"))?;
         let mut configuration = Configuration {
             fd: file.as_fd().as_raw_fd() as u32,
             block_size: BLOCK_SIZE,

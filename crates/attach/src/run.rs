@@ -100,11 +100,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 ///
 /// # Errors
 /// [`Error`].
-pub async fn run_with(
-    config: Config,
-    source: Arc<dyn VolumeSource>,
-    shutdown: CancellationToken,
-) -> Result<(), Error> {
+pub async fn run_with(config: Config, source: Arc<dyn VolumeSource>, shutdown: CancellationToken) -> Result<(), Error> {
     on_own_threads(serve(config, source, shutdown)).await
 }
 

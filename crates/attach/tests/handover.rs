@@ -39,7 +39,11 @@ fn place_with_volume(size: u64) -> Place {
 }
 
 /// Writes numbered, checkable blocks and syncs each, until told to stop; how many were acknowledged.
-fn writer(path: &Path, stop: &Arc<AtomicBool>, written: &Arc<AtomicU64>) -> std::thread::JoinHandle<std::io::Result<()>> {
+fn writer(
+    path: &Path,
+    stop: &Arc<AtomicBool>,
+    written: &Arc<AtomicU64>,
+) -> std::thread::JoinHandle<std::io::Result<()>> {
     let (path, stop, written) = (path.to_owned(), stop.clone(), written.clone());
     std::thread::spawn(move || {
         let mut file = File::create(path)?;

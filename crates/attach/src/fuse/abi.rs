@@ -49,13 +49,31 @@ pub(super) struct Request<'a> {
 /// What the kernel asks; what is not needed for one file is `Other`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Op<'a> {
-    Init { major: u32, minor: u32, flags: u64 },
-    Lookup { name: &'a [u8] },
+    Init {
+        major: u32,
+        minor: u32,
+        flags: u64,
+    },
+    Lookup {
+        name: &'a [u8],
+    },
     Attributes,
-    Open { directory: bool },
-    Read { offset: u64, len: u32 },
-    Write { offset: u64, data: &'a [u8] },
-    Allocate { offset: u64, len: u64, mode: u32 },
+    Open {
+        directory: bool,
+    },
+    Read {
+        offset: u64,
+        len: u32,
+    },
+    Write {
+        offset: u64,
+        data: &'a [u8],
+    },
+    Allocate {
+        offset: u64,
+        len: u64,
+        mode: u32,
+    },
     Sync,
     Statfs,
     Release,
@@ -63,7 +81,9 @@ pub(super) enum Op<'a> {
     Silent,
     /// The filesystem is gone.
     Destroy,
-    Other { opcode: u32 },
+    Other {
+        opcode: u32,
+    },
 }
 
 /// Bytes from the kernel that are not a request of this protocol.

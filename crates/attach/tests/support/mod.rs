@@ -245,8 +245,7 @@ pub(crate) fn play_role() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let shutdown = tokio_util::sync::CancellationToken::new();
-                let mut term =
-                    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+                let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
                 let stopping = shutdown.clone();
                 tokio::spawn(async move {
                     term.recv().await;

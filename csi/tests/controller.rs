@@ -1,0 +1,258 @@
+//! The controller service over its socket, before a real metadata member with three registered OSDs.
+
+mod support;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use cairn_csi::Mode;
+use cairn_meta_client::MetaClient;
+use cairn_proto::{csi, meta};
+use csi::controller_client::ControllerClient;
+use csi::identity_client::IdentityClient;
+use csi::volume_capability::access_mode::Mode as Access;
+use support::{Driver, block, mount};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+const GIB: i64 = 1 << 30;
+
+struct Cluster {
+    _dir: tempfile::TempDir,
+    driver: Driver,
+    controller: ControllerClient<Channel>,
+    stop: CancellationToken,
+    member: tokio::task::JoinHandle<Result<(), cairn_meta::Error>>,
+}
+
+impl Cluster {
+    /// One member, three OSDs of 10 GiB on one host, the pool `default` of three copies on different OSDs.
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}");
+        let members = vec![(1, address.clone())];
+        let mut config = cairn_meta::Config::new(1, dir.path().join("meta"), address.clone(), members);
+        config.heartbeat = Duration::from_millis(20);
+        config.election = Duration::from_millis(100);
+        config.osd_silence = Duration::from_secs(600);
+        let stop = CancellationToken::new();
+        let member = tokio::spawn(cairn_meta::run(config, stop.clone()));
+        let client = MetaClient::new(&[&address]).unwrap();
+        let location = Some(meta::Location { host: "node-1".into(), ..meta::Location::default() });
+        for number in 0..3u8 {
+            let request = meta::RegisterOsdRequest {
+                uuid: vec![number + 1; 16].into(),
+                addresses: vec![format!("unix:/run/osd-{number}")],
+                location: location.clone(),
+                device_class: "ssd".into(),
+                capacity: 10 << 30,
+                protocol: 1,
+                ..meta::RegisterOsdRequest::default()
+            };
+            client.register_osd(request).await.unwrap();
+        }
+        let pool = meta::Pool {
+            name: "default".into(),
+            size: 3,
+            min_size: 2,
+            failure_domain: "osd".into(),
+            ..Default::default()
+        };
+        let request = meta::CreatePoolRequest { pool: Some(pool), ..Default::default() };
+        client.create_pool(request).await.unwrap();
+        for node in ["node-1", "node-2"] {
+            let request = meta::RegisterNodeRequest { name: node.into(), ..Default::default() };
+            client.register_node(request).await.unwrap();
+        }
+        let driver = Driver::start(dir.path(), Mode::Controller, vec![address]).await;
+        let controller = ControllerClient::new(driver.channel.clone());
+        Self { _dir: dir, driver, controller, stop, member }
+    }
+
+    async fn create(&self, request: csi::CreateVolumeRequest) -> Result<csi::Volume, Status> {
+        let reply = self.controller.clone().create_volume(request).await?;
+        Ok(reply.into_inner().volume.unwrap())
+    }
+
+    async fn publish(&self, volume: &str, node: &str) -> Result<HashMap<String, String>, Status> {
+        let request = csi::ControllerPublishVolumeRequest {
+            volume_id: volume.into(),
+            node_id: node.into(),
+            volume_capability: Some(mount(Access::SingleNodeWriter)),
+            ..Default::default()
+        };
+        Ok(self.controller.clone().controller_publish_volume(request).await?.into_inner().publish_context)
+    }
+
+    async fn unpublish(&self, volume: &str, node: &str) -> Result<(), Status> {
+        let request = csi::ControllerUnpublishVolumeRequest {
+            volume_id: volume.into(),
+            node_id: node.into(),
+            ..Default::default()
+        };
+        self.controller.clone().controller_unpublish_volume(request).await.map(drop)
+    }
+
+    async fn delete(&self, volume: &str) -> Result<(), Status> {
+        let request = csi::DeleteVolumeRequest { volume_id: volume.into(), ..Default::default() };
+        self.controller.clone().delete_volume(request).await.map(drop)
+    }
+
+    async fn stop(self) {
+        drop(self.controller);
+        self.driver.stop().await;
+        self.stop.cancel();
+        self.member.await.unwrap().unwrap();
+    }
+}
+
+fn wanted(name: &str, bytes: i64) -> csi::CreateVolumeRequest {
+    csi::CreateVolumeRequest {
+        name: name.into(),
+        capacity_range: Some(csi::CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+        volume_capabilities: vec![mount(Access::SingleNodeWriter)],
+        ..Default::default()
+    }
+}
+
+fn with(name: &str, value: &str) -> csi::CreateVolumeRequest {
+    let parameters = [(name.to_owned(), value.to_owned())].into();
+    csi::CreateVolumeRequest { parameters, ..wanted("bad", GIB) }
+}
+
+fn refused<T: std::fmt::Debug>(outcome: Result<T, Status>, code: Code, words: &[&str]) {
+    let status = outcome.unwrap_err();
+    assert_eq!(status.code(), code, "{status}");
+    words.iter().for_each(|word| assert!(status.message().contains(word), "`{word}` is not in: {}", status.message()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_lives_and_every_call_may_come_twice() {
+    let cluster = Cluster::start().await;
+    let (one, other) = tokio::join!(cluster.create(wanted("pvc-1", GIB)), cluster.create(wanted("pvc-1", GIB)));
+    let volume = one.unwrap();
+    assert_eq!(volume, other.unwrap(), "the same name is the same volume");
+    assert_eq!(volume.capacity_bytes, GIB);
+    let id = volume.volume_id.as_str();
+    let range = csi::CapacityRange { required_bytes: GIB / 2, limit_bytes: 2 * GIB };
+    let looser = csi::CreateVolumeRequest { capacity_range: Some(range), ..wanted("pvc-1", 0) };
+    assert_eq!(cluster.create(looser).await.unwrap().volume_id, id, "what there is fits the range");
+    refused(cluster.create(wanted("pvc-1", 2 * GIB)).await, Code::AlreadyExists, &["pvc-1", "1073741824 bytes"]);
+    let longest = "n".repeat(128);
+    cluster.create(wanted(&longest, GIB)).await.unwrap();
+
+    for _ in 0..2 {
+        assert_eq!(cluster.publish(id, "node-1").await.unwrap()["attachMode"], "exclusive");
+    }
+    refused(cluster.publish(id, "node-2").await, Code::FailedPrecondition, &["node-1", "unpublish it"]);
+    refused(cluster.publish(id, "node-9").await, Code::NotFound, &["node-9", "cairn attach"]);
+    refused(cluster.publish("999", "node-1").await, Code::NotFound, &["999"]);
+    refused(cluster.delete(id).await, Code::FailedPrecondition, &["published to node `node-1`"]);
+
+    let list = csi::ListVolumesRequest { max_entries: 1, ..Default::default() };
+    let page = cluster.controller.clone().list_volumes(list).await.unwrap().into_inner();
+    assert_eq!(page.entries[0].status.as_ref().unwrap().published_node_ids, ["node-1"]);
+    let list = csi::ListVolumesRequest { max_entries: 1, starting_token: page.next_token };
+    let rest = cluster.controller.clone().list_volumes(list).await.unwrap().into_inner();
+    assert_eq!((rest.entries.len(), rest.next_token.as_str()), (1, ""));
+    let list = csi::ListVolumesRequest { starting_token: "nonsense".into(), ..Default::default() };
+    refused(cluster.controller.clone().list_volumes(list).await, Code::Aborted, &["nonsense"]);
+
+    for _ in 0..2 {
+        cluster.unpublish(id, "node-1").await.unwrap();
+        cluster.unpublish(id, "node-9").await.unwrap();
+    }
+    for _ in 0..2 {
+        cluster.delete(id).await.unwrap();
+    }
+    cluster.delete("never-given-out").await.unwrap();
+    cluster.unpublish(id, "node-1").await.unwrap();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_refused_with_cause_and_remedy() {
+    let cluster = Cluster::start().await;
+    let create = |request| cluster.create(request);
+    refused(create(wanted("", GIB)).await, Code::InvalidArgument, &["name"]);
+    refused(create(wanted(&"n".repeat(129), GIB)).await, Code::InvalidArgument, &["128"]);
+    let none = csi::CreateVolumeRequest { volume_capabilities: Vec::new(), ..wanted("bad", GIB) };
+    refused(create(none).await, Code::InvalidArgument, &["no volume capability"]);
+    refused(create(with("repicas", "3")).await, Code::InvalidArgument, &["repicas", "pool, replicas, failureDomain"]);
+    refused(create(with("pool", "gold")).await, Code::InvalidArgument, &["gold", "`default` (3 replicas"]);
+    refused(create(with("replicas", "2")).await, Code::InvalidArgument, &["2 replicas", "add hosts"]);
+    refused(
+        create(with("failureDomain", "host")).await,
+        Code::InvalidArgument,
+        &["on different hosts", "OSDs on 1 host", "failureDomain: osd"],
+    );
+    refused(create(wanted("bad", 1 << 45)).await, Code::OutOfRange, &["free", "bytes", "add OSDs"]);
+    let shared = csi::CreateVolumeRequest {
+        volume_capabilities: vec![mount(Access::MultiNodeMultiWriter)],
+        ..wanted("bad", GIB)
+    };
+    refused(create(shared).await, Code::InvalidArgument, &["ReadWriteMany", "use ReadWriteOnce"]);
+    let raw = csi::CreateVolumeRequest {
+        volume_capabilities: vec![block(Access::MultiNodeMultiWriter)],
+        ..wanted("raw", GIB)
+    };
+    create(raw).await.unwrap();
+    let volume =
+        cluster.create(csi::CreateVolumeRequest { name: "good".into(), ..with("replicas", "3") }).await.unwrap();
+
+    let expand = |bytes: i64, limit: i64| {
+        let range = csi::CapacityRange { required_bytes: bytes, limit_bytes: limit };
+        let request = csi::ControllerExpandVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            capacity_range: Some(range),
+            ..Default::default()
+        };
+        let mut controller = cluster.controller.clone();
+        async move { controller.controller_expand_volume(request).await.map(tonic::Response::into_inner) }
+    };
+    let grown = expand(2 * GIB, 0).await.unwrap();
+    assert_eq!((grown.capacity_bytes, grown.node_expansion_required), (2 * GIB, true));
+    assert_eq!(expand(GIB, 0).await.unwrap().capacity_bytes, 2 * GIB, "already larger");
+    refused(expand(0, GIB).await, Code::OutOfRange, &["cannot shrink"]);
+    refused(expand(1 << 45, 0).await, Code::OutOfRange, &["free"]);
+
+    let validate = |volume_id: &str, capability| {
+        let request = csi::ValidateVolumeCapabilitiesRequest {
+            volume_id: volume_id.into(),
+            volume_capabilities: vec![capability],
+            ..Default::default()
+        };
+        let mut controller = cluster.controller.clone();
+        async move { controller.validate_volume_capabilities(request).await.map(tonic::Response::into_inner) }
+    };
+    let id = volume.volume_id.as_str();
+    assert!(validate(id, mount(Access::SingleNodeWriter)).await.unwrap().confirmed.is_some());
+    let denied = validate(id, mount(Access::MultiNodeMultiWriter)).await.unwrap();
+    assert!(denied.confirmed.is_none() && denied.message.contains("ReadWriteMany"));
+    refused(validate("77", mount(Access::SingleNodeWriter)).await, Code::NotFound, &["77"]);
+    refused(
+        cluster.controller.clone().create_snapshot(csi::CreateSnapshotRequest::default()).await,
+        Code::Unimplemented,
+        &["snapshots"],
+    );
+    let capacity = cluster.controller.clone().get_capacity(csi::GetCapacityRequest::default()).await.unwrap();
+    assert!((GIB..11 * GIB).contains(&capacity.into_inner().available_capacity));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_driver_says_who_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let driver = Driver::start(dir.path(), Mode::Controller, vec!["127.0.0.1:1".into()]).await;
+    let mut identity = IdentityClient::new(driver.channel.clone());
+    let info = identity.get_plugin_info(csi::GetPluginInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(info.name, "csi.cairn.dev");
+    assert_eq!(identity.probe(csi::ProbeRequest {}).await.unwrap().into_inner().ready, Some(true));
+    let services = identity.get_plugin_capabilities(csi::GetPluginCapabilitiesRequest {}).await.unwrap();
+    assert_eq!(services.into_inner().capabilities.len(), 2);
+    drop(identity);
+    driver.stop().await;
+    assert!(!dir.path().join("csi/csi.sock").exists());
+}
