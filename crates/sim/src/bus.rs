@@ -51,6 +51,8 @@ pub(crate) enum Body {
     /// Does the fence hold?
     Fence { pool: PoolId, epoch: Epoch, ask: u64 },
     FenceHolds { ask: u64, holds: bool },
+    /// A member passes on to the leader that an OSD reported.
+    Heard { osd: u32 },
     Dial { link: u64 },
     Dialled { link: u64 },
 }

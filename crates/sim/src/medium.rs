@@ -24,6 +24,8 @@ type Object = BTreeMap<u32, Block>;
 struct PgImage {
     commit: u64,
     base: LogPoint,
+    /// The position after which the log was restarted last.
+    restarted: u64,
     log: VecDeque<LogEntry>,
     pending: BTreeMap<u64, Bytes>,
     attributes: BTreeMap<Vec<u8>, Bytes>,
@@ -49,6 +51,7 @@ impl PgImage {
             self.log.clear();
             self.pending.clear();
             self.base = base;
+            self.restarted = base.seq();
             self.commit = base.seq();
         }
         for logged in &transaction.append {
@@ -322,6 +325,11 @@ impl Medium {
             (*id, loaded)
         });
         (self.live.epoch, pgs.collect())
+    }
+
+    /// The kept log of each PG as a new life finds it, with the position it was restarted after.
+    pub(crate) fn logs(&self) -> impl Iterator<Item = (PgId, u64, impl Iterator<Item = &LogEntry>)> {
+        self.live.pgs.iter().map(|(id, pg)| (*id, pg.restarted, pg.log.iter()))
     }
 
     /// Every block of a PG, pending entries included, for the checker.

@@ -169,6 +169,9 @@ impl MetaHost {
                 raft.handle_message(sender as u64 + 1, *message).expect("no member loses what it synced");
             }
             Body::Ask { session, seq, command } => self.ask(bus, from, session, seq, command),
+            Body::Heard { osd } => {
+                self.heard.insert(OsdId(osd), bus.now);
+            }
             Body::Watch { since } => {
                 self.watchers.insert(from, since);
                 self.publish(bus);
@@ -185,8 +188,12 @@ impl MetaHost {
 
     fn ask(&mut self, bus: &mut Bus, from: Node, session: u128, seq: u64, command: Vec<u8>) {
         if let Ok(Command { payload: Some(Payload::OsdReports(reports)), .. }) = Command::decode(&command[..]) {
+            let leader = self.raft.as_ref().map_or(0, |raft| raft.role().leader);
             for report in &reports.reports {
                 self.heard.insert(OsdId(report.id), bus.now);
+                if leader != 0 && leader != self.index as u64 + 1 {
+                    bus.send(self.node(), Node::Meta(leader as usize - 1), Body::Heard { osd: report.id });
+                }
             }
         }
         self.tickets += 1;

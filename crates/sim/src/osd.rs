@@ -182,12 +182,10 @@ impl OsdHost {
     pub(crate) fn kill(&mut self, bus: &mut Bus, power: bool) {
         let mut rng = bus.rng.fork(self.index as u64);
         self.medium.crash(power, &mut rng);
-        if !power {
-            for effect in std::mem::take(&mut self.persisting).into_values().flatten() {
-                self.synced.take_in(effect);
-            }
-        }
         self.persisting.clear();
+        for (pg, restarted, log) in self.medium.logs() {
+            self.synced.found(pg, restarted, log.map(|entry| (entry.version.seq, entry.request)));
+        }
         self.alive = false;
         self.paused = false;
         self.inbox.clear();
@@ -367,6 +365,15 @@ impl OsdHost {
         if let Some(core) = &mut self.core {
             core.handle_map(now, Arc::clone(map));
             let epoch = core.map().epoch;
+            let id = self.identity.id;
+            bus.say(|| {
+                let configs = map.pgs.iter().map(|(pg, config)| {
+                    let isr = config.isr.iter().map(|osd| osd.0).collect::<Vec<_>>();
+                    let acting = config.acting.iter().map(|osd| osd.0).collect::<Vec<_>>();
+                    format!("{pg}:{} p{} {isr:?}/{acting:?}", config.c, config.primary.map_or(99, |osd| osd.0))
+                });
+                format!("{id:?} map {epoch} {}", configs.collect::<Vec<_>>().join(" "))
+            });
             assert!(epoch >= self.seen_epoch || epoch == Epoch(0), "I7: an OSD's epoch went back");
             self.seen_epoch = self.seen_epoch.max(epoch);
         }
@@ -432,6 +439,7 @@ impl OsdHost {
         let id = self.identity.id.expect("a core has a number");
         match output {
             Output::Persist { token, transaction } => {
+                bus.say(|| format!("{id} stores {}", describe(&transaction)));
                 self.persisting.insert(token.0, crate::check::flush::effects(&transaction));
                 self.medium.submit(token.0, *transaction);
             }
@@ -514,6 +522,29 @@ impl OsdHost {
 fn osd_of(directory: &Directory, node: Node) -> Option<OsdId> {
     let Node::Osd(index) = node else { return None };
     directory.index.iter().find(|(_, i)| **i == index).map(|(id, _)| *id)
+}
+
+/// A transaction in one line, for whoever replays a seed.
+fn describe(transaction: &cairn_osd_core::Transaction) -> String {
+    use std::fmt::Write as _;
+    let mut line = format!("{} commit {}", transaction.pg, transaction.commit);
+    if let Some(to) = transaction.rewind {
+        let _ = write!(line, " rewind {to}");
+    }
+    if let Some(base) = transaction.restart {
+        let _ = write!(line, " restart {}", base.version);
+    }
+    for logged in &transaction.append {
+        let (offset, len) = logged.entry.op.range();
+        let object = logged.entry.op.object();
+        let _ = write!(line, " +{} {object}[{}+{}]", logged.entry.version, offset / 4096, len / 4096);
+    }
+    for (object, runs) in &transaction.content {
+        for run in runs {
+            let _ = write!(line, " content {object}[{}+{}]", run.offset / 4096, run.len / 4096);
+        }
+    }
+    line
 }
 
 fn note_peer(bus: &mut Bus, message: &PeerMessage) {

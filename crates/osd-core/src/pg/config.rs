@@ -60,7 +60,8 @@ impl Pg {
         let mut anchor: Vec<LogPoint> = vec![self.log.commit_point()];
         anchor.extend(self.log.points_after(self.log.commit()));
         for osd in old.isr.iter().filter(|osd| **osd != self.me && !self.config.isr.contains(osd)) {
-            self.absents.depart(*osd, anchor.clone());
+            let open = self.log.after(self.log.commit()).map(|kept| &kept.entry);
+            self.absents.depart(*osd, anchor.clone(), open, self.object_size);
         }
         for osd in &self.config.isr {
             self.absents.forget(*osd);

@@ -50,6 +50,18 @@ impl Synced {
         }
     }
 
+    /// What a new life finds of a PG's log is durable, whether its flush was seen to complete or not.
+    pub(crate) fn found(&mut self, pg: PgId, restarted: u64, log: impl Iterator<Item = (u64, RequestId)>) {
+        let log = log.collect::<BTreeMap<_, _>>();
+        let entries = self.entries.entry(pg).or_default();
+        if self.bases.insert(pg, restarted) != Some(restarted) {
+            entries.clear();
+        }
+        let first = log.keys().next().copied().unwrap_or(u64::MAX);
+        entries.retain(|seq, _| *seq < first);
+        entries.extend(log);
+    }
+
     /// Where a request stands in a PG's log here.
     fn position(&self, pg: PgId, request: RequestId) -> Option<u64> {
         self.entries.get(&pg)?.iter().rev().find(|(_, id)| **id == request).map(|(seq, _)| *seq)
