@@ -183,7 +183,7 @@ impl Shard {
     fn handle_arrival(&mut self, now: Time, arrival: Arrival) {
         match arrival {
             Arrival::Request(conn, request) => {
-                tracing::trace!(trace = %request.trace, pg = %request.pg, seq = request.id.seq, "request");
+                tracing::debug!(trace = %request.trace, pg = %request.pg, seq = request.id.seq, "request");
                 self.core.handle_client(now, conn, *request);
             }
             Arrival::Peer(osd, incarnation, message) => self.core.handle_peer(now, osd, incarnation, message),

@@ -82,7 +82,7 @@ pub enum Output {
     Listed {
         /// From [`crate::Store::list`].
         token: Token,
-        /// In key order.
+        /// In key order; fewer than asked for only at the end.
         objects: Vec<ObjectId>,
         /// Nothing follows.
         done: bool,

@@ -88,7 +88,7 @@ pub fn write_identity(disk: &dyn Disk, store: &mut Store, identity: Identity) ->
 fn read_index(disk: &dyn Disk, superblock: &Superblock, used: &mut UsedMap) -> Result<IndexContent, Error> {
     let mut content = IndexContent::default();
     let mut partial: Option<(RowKey, BytesMut)> = None;
-    let mut finish = |content: &mut IndexContent, partial: Option<(RowKey, BytesMut)>| match partial {
+    let finish = |content: &mut IndexContent, partial: Option<(RowKey, BytesMut)>| match partial {
         Some((key, value)) => take_chunked(content, &key, &value).map_err(|malformed| row_error(&key, malformed)),
         None => Ok(()),
     };

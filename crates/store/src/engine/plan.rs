@@ -41,7 +41,6 @@ impl From<Wait> for Stop {
 /// The positions of a PG's log while a transaction is planned.
 struct Log {
     commit: u64,
-    end: u64,
     /// Entries above were forgotten.
     keep: u64,
 }
@@ -204,7 +203,7 @@ impl Store {
             }
             end += 1;
         }
-        Ok(Log { commit, end, keep })
+        Ok(Log { commit, keep })
     }
 
     /// The segments that the transaction touches, without and with the pending entries that remain.

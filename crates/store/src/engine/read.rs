@@ -172,17 +172,18 @@ impl Store {
     ) -> Result<(), Wait> {
         let inside = |key: &Key| key.is_in(pg, pg_count) && Some(*key) != after;
         let mut first = after.unwrap_or(Key::first_of(pg));
-        // A page of the index may hold nothing but objects that are gone by now: an empty answer means the end.
-        let (mut objects, done) = loop {
+        let mut objects = Vec::new();
+        // A page of the index may hold objects that are gone by now: pages are taken until there are enough.
+        loop {
+            let skip = objects.last().copied();
             let (found, end) = self.listed(first, limit.saturating_add(1), &inside)?;
+            objects.extend(found.into_iter().filter(|object| Some(*object) != skip));
             match end {
-                Some(end) if found.is_empty() => first = end,
-                end => {
-                    let done = end.is_none() && found.len() <= limit;
-                    break (found, done);
-                }
+                Some(end) if objects.len() <= limit => first = end,
+                _ => break,
             }
-        };
+        }
+        let done = objects.len() <= limit;
         objects.truncate(limit);
         self.outputs.push_back(Output::Listed { token, objects, done });
         Ok(())

@@ -137,7 +137,7 @@ impl Bench {
             let token = self.store.list(pg, PG_COUNT, after, limit);
             match self.answer(token) {
                 Output::Listed { objects, done, .. } => {
-                    assert!(objects.len() <= limit && (done || !objects.is_empty()));
+                    assert!(objects.len() <= limit && (done || objects.len() == limit));
                     all.extend(objects);
                     if done {
                         return all;

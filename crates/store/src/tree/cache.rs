@@ -27,10 +27,6 @@ impl NodeCache {
         Some(node)
     }
 
-    pub(crate) fn contains(&self, at: NodeRef) -> bool {
-        self.young.contains_key(&at) || self.old.contains_key(&at)
-    }
-
     pub(crate) fn insert(&mut self, at: NodeRef, node: Arc<Node>) {
         if self.young.len() >= self.capacity {
             self.old = std::mem::take(&mut self.young);

@@ -11,9 +11,11 @@ mod node;
 mod rewrite;
 
 pub(crate) use cache::NodeCache;
-pub(crate) use lookup::{Rows, check_children, get, rows_from};
-pub(crate) use node::Node;
-pub use node::{MAX_KEY, MAX_VALUE, NODE_SIZE, NodeRef};
+pub(crate) use lookup::{check_children, get, rows_from};
+#[cfg(test)]
+pub(crate) use node::MAX_KEY;
+pub use node::NodeRef;
+pub(crate) use node::{MAX_VALUE, NODE_SIZE, Node};
 pub(crate) use rewrite::{Change, Rewrite};
 
 /// A node that must be read before the question can be answered.

@@ -5,11 +5,11 @@ use bytes::Bytes;
 use crate::codec::{Malformed, Reader, Writer};
 
 /// Bytes of a node on the device.
-pub const NODE_SIZE: usize = 4096;
+pub(crate) const NODE_SIZE: usize = 4096;
 /// The longest key.
-pub const MAX_KEY: usize = 96;
+pub(crate) const MAX_KEY: usize = 96;
 /// The longest value: at least three entries fit in a leaf.
-pub const MAX_VALUE: usize = 1152;
+pub(crate) const MAX_VALUE: usize = 1152;
 /// "CIDX".
 pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"CIDX");
 /// The node format.
@@ -49,6 +49,11 @@ pub(crate) fn row_len(key: &[u8], value: &[u8]) -> usize {
 pub(crate) fn child_len(key: &[u8]) -> usize {
     2 + key.len() + 12
 }
+
+/// No key is longer: the longest is that of a PG's attribute.
+const _: () = assert!(1 + 1 + 8 + 2 + crate::key::MAX_ATTRIBUTE_NAME + 2 <= MAX_KEY);
+/// Three of the largest rows fit.
+const _: () = assert!(3 * (4 + MAX_KEY + MAX_VALUE) <= ROOM);
 
 pub(crate) fn encode_leaf(block: u64, checkpoint: u64, rows: &[Row]) -> Bytes {
     let mut w = header(block, checkpoint, 0, rows.len());
