@@ -11,19 +11,19 @@ use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
 use crate::endpoints::Endpoints;
-use crate::error::{MetaError, is_transient};
+use crate::error::{MetaError, is_explained, is_session_expired, is_transient};
 use crate::map_watch::{self, MapWatch};
 use crate::mutations::Mutations;
 
 /// How long a call keeps trying.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long one attempt may take before another member is asked.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// An attach waits for the fence: every OSD concerned must acknowledge the epoch.
-const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
-const ATTACH_ATTEMPT: Duration = Duration::from_secs(15);
+const ATTACH_PATIENCE: Duration = Duration::from_secs(30);
+const ATTACH_ATTEMPT: Duration = Duration::from_secs(12);
 
 /// The pauses between attempts: the first is short, because another member may answer at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -45,9 +45,8 @@ macro_rules! calls {
         /// # Errors
         /// [`MetaError`].
         pub async fn $name(&self, request: $request) -> Result<$reply, MetaError> {
-            self.attempt(PATIENCE, ATTEMPT, || request.clone(), |mut stub, request| async move {
-                stub.$name(request).await
-            }).await
+            let call = |mut stub: Stub, request| async move { stub.$name(request).await };
+            Ok(self.attempt(PATIENCE, ATTEMPT, || request.clone(), call).await?)
         })*
     };
     (mutate($patience:expr, $attempt:expr) $($(#[$doc:meta])* $name:ident($request:ty) -> $reply:ty;)*) => {
@@ -56,14 +55,44 @@ macro_rules! calls {
         /// # Errors
         /// [`MetaError`].
         pub async fn $name(&self, request: $request) -> Result<$reply, MetaError> {
-            let ticket = self.mutations.begin();
             let id = self.request_id();
+            let call = |mut stub: Stub, request| async move { stub.$name(request).await };
+            let ticket = self.mutations.begin();
             let make = || <$request>::clone(&request).clone_with(ticket.mutation(&id));
-            self.attempt($patience, $attempt, make, |mut stub, request| async move {
-                stub.$name(request).await
-            }).await
+            match self.attempt($patience, $attempt, make, call).await {
+                // Refused at the first attempt, so it was surely not carried out: once more, under a new session.
+                Err(Failed { error, session_expired: true, attempts: 1 }) => {
+                    tracing::debug!(%error, "the session is renewed");
+                    self.mutations.renew(&ticket);
+                    let ticket = self.mutations.begin();
+                    let make = || <$request>::clone(&request).clone_with(ticket.mutation(&id));
+                    Ok(self.attempt($patience, $attempt, make, call).await?)
+                }
+                Err(failed) => {
+                    if failed.session_expired {
+                        self.mutations.renew(&ticket);
+                    }
+                    Err(failed.error)
+                }
+                Ok(reply) => Ok(reply),
+            }
         })*
     };
+}
+
+type Stub = meta::meta_client::MetaClient<tonic::transport::Channel>;
+
+/// How attempts ended.
+struct Failed {
+    error: MetaError,
+    session_expired: bool,
+    attempts: u32,
+}
+
+impl From<Failed> for MetaError {
+    fn from(failed: Failed) -> Self {
+        failed.error
+    }
 }
 
 impl MetaClient {
@@ -233,14 +262,14 @@ impl MetaClient {
         patience: Duration,
         per_attempt: Duration,
         make: impl Fn() -> Q,
-        call: impl Fn(meta::meta_client::MetaClient<tonic::transport::Channel>, Request<Q>) -> F,
-    ) -> Result<P, MetaError>
+        call: impl Fn(Stub, Request<Q>) -> F,
+    ) -> Result<P, Failed>
     where
         F: Future<Output = Result<tonic::Response<P>, Status>>,
     {
         let start = Instant::now();
         let mut pause = FIRST_PAUSE;
-        loop {
+        for attempts in 1.. {
             let (at, stub) = self.endpoints.current();
             let request = self.labelled(make());
             // The timeout is ours as well as the wire's: a channel that is being dialled counts too.
@@ -248,7 +277,8 @@ impl MetaClient {
             let status = match outcome {
                 Ok(Ok(reply)) => return Ok(reply.into_inner()),
                 Ok(Err(status)) if !is_transient(&status) => {
-                    return Err(MetaError::Refused { code: status.code(), message: status.message().to_owned() });
+                    let session_expired = is_session_expired(&status);
+                    return Err(Failed { error: status.into(), session_expired, attempts });
                 }
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded(format!("no answer within {} ms", per_attempt.as_millis())),
@@ -256,15 +286,20 @@ impl MetaClient {
             self.endpoints.pass_over(at);
             tracing::debug!(code = ?status.code(), message = status.message(), "attempt failed");
             if start.elapsed() + pause > patience {
-                return Err(MetaError::Unreachable {
-                    endpoints: self.endpoints.names(),
-                    waited_ms: start.elapsed().as_millis() as u64,
-                    last: status.message().to_owned(),
-                });
+                let error = match is_explained(&status) {
+                    true => status.into(),
+                    false => MetaError::Unreachable {
+                        endpoints: self.endpoints.names(),
+                        waited_ms: start.elapsed().as_millis() as u64,
+                        last: status.message().to_owned(),
+                    },
+                };
+                return Err(Failed { error, session_expired: false, attempts });
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        unreachable!("it ends by patience")
     }
 
     fn labelled<Q>(&self, message: Q) -> Request<Q> {

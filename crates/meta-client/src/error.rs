@@ -25,6 +25,8 @@ pub enum MetaError {
         code: Code,
         /// Cause and remedy, for people.
         message: String,
+        /// What to do, by itself; empty where the service had no advice.
+        remedy: String,
     },
     /// An endpoint is not of the form host:port.
     #[error("`{0}` is not an endpoint; write host:port")]
@@ -46,11 +48,44 @@ impl MetaError {
         }
     }
 
+    /// What the service says to do about it; empty where it said nothing.
+    #[must_use]
+    pub fn remedy(&self) -> &str {
+        match self {
+            Self::Refused { remedy, .. } => remedy,
+            Self::Unreachable { .. } => "check that a majority of the metadata members runs",
+            Self::BadEndpoint(_) => "write host:port",
+            Self::Unreadable(_) => "run the same version everywhere",
+        }
+    }
+
     /// Whether what was named does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.code() == Code::NotFound
     }
+}
+
+impl From<Status> for MetaError {
+    fn from(status: Status) -> Self {
+        let remedy = status.metadata().get(REMEDY).and_then(|value| value.to_str().ok());
+        let remedy = remedy.unwrap_or_default().to_owned();
+        Self::Refused { code: status.code(), message: status.message().to_owned(), remedy }
+    }
+}
+
+/// The trailers in which the service says what to do, and its own name for the reason.
+const REMEDY: &str = "cairn-remedy";
+const REASON: &str = "cairn-reason";
+
+/// The service has forgotten the client's session: it may be that the command was carried out before.
+pub(crate) fn is_session_expired(status: &Status) -> bool {
+    status.metadata().get(REASON).is_some_and(|reason| reason == "SESSION_EXPIRED")
+}
+
+/// The service itself waited and says what for: a reason of its own, and no broken connection.
+pub(crate) fn is_explained(status: &Status) -> bool {
+    status.code() == Code::DeadlineExceeded && status.metadata().contains_key(REMEDY)
 }
 
 /// Whether another attempt, here or at another member, may go better.

@@ -10,25 +10,31 @@ use cairn_types::SessionId;
 
 /// Hands out sequence numbers and knows which are under way.
 pub(crate) struct Mutations {
-    session: SessionId,
     state: Mutex<State>,
 }
 
 struct State {
+    session: SessionId,
     next: u64,
     in_flight: BTreeSet<u64>,
+}
+
+impl State {
+    fn new() -> Self {
+        Self { session: SessionId(uuid::Uuid::new_v4().as_u128()), next: 1, in_flight: BTreeSet::new() }
+    }
 }
 
 /// One mutation under way; its sequence counts as received once this is dropped.
 pub(crate) struct Ticket<'a> {
     mutations: &'a Mutations,
+    session: SessionId,
     seq: u64,
 }
 
 impl Mutations {
     pub(crate) fn new() -> Self {
-        let session = SessionId(uuid::Uuid::new_v4().as_u128());
-        Self { session, state: Mutex::new(State { next: 1, in_flight: BTreeSet::new() }) }
+        Self { state: Mutex::new(State::new()) }
     }
 
     pub(crate) fn begin(&self) -> Ticket<'_> {
@@ -36,7 +42,16 @@ impl Mutations {
         let seq = state.next;
         state.next += 1;
         state.in_flight.insert(seq);
-        Ticket { mutations: self, seq }
+        Ticket { mutations: self, session: state.session, seq }
+    }
+
+    /// The service has forgotten the ticket's session: later mutations go under a new one. (One that was idle for
+    /// long, in a cluster of many clients, is forgotten for the others' sake.)
+    pub(crate) fn renew(&self, expired: &Ticket<'_>) {
+        let mut state = self.state.lock().expect("no holder panics");
+        if state.session == expired.session {
+            *state = State::new();
+        }
     }
 }
 
@@ -44,11 +59,12 @@ impl Ticket<'_> {
     /// What goes into the request; the same on every attempt but for the mark.
     pub(crate) fn mutation(&self, request_id: &str) -> Mutation {
         let state = self.mutations.state.lock().expect("no holder panics");
-        let oldest = *state.in_flight.first().expect("this ticket is in flight");
+        // A session that was given up tells no more marks.
+        let oldest = state.in_flight.first().filter(|_| state.session == self.session);
         Mutation {
-            session: session_to(self.mutations.session),
+            session: session_to(self.session),
             seq: self.seq,
-            acked_through: oldest - 1,
+            acked_through: oldest.map_or(0, |oldest| oldest - 1),
             request_id: request_id.to_owned(),
         }
     }
@@ -56,7 +72,10 @@ impl Ticket<'_> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.mutations.state.lock().expect("no holder panics").in_flight.remove(&self.seq);
+        let mut state = self.mutations.state.lock().expect("no holder panics");
+        if state.session == self.session {
+            state.in_flight.remove(&self.seq);
+        }
     }
 }
 
@@ -75,5 +94,20 @@ mod tests {
         assert_eq!(second.mutation("r").seq, 2);
         drop(second);
         assert_eq!(mutations.begin().mutation("r").acked_through, 2);
+    }
+
+    #[test]
+    fn a_forgotten_session_is_followed_by_a_new_one_that_starts_afresh() {
+        let mutations = Mutations::new();
+        let (old, other) = (mutations.begin(), mutations.begin());
+        mutations.renew(&old);
+        let new = mutations.begin();
+        assert_eq!((new.seq, new.mutation("r").acked_through), (1, 0));
+        assert_ne!(new.mutation("r").session, old.mutation("r").session);
+        assert_eq!(other.mutation("r").seq, 2, "what is under way keeps its name");
+        mutations.renew(&other);
+        drop(old);
+        drop(other);
+        assert_eq!(mutations.begin().seq, 2, "the session is renewed once, and old tickets do not touch it");
     }
 }

@@ -521,9 +521,6 @@ impl<S: Store> Node<S> {
 
     fn apply(&mut self, entry: &Entry) -> Result<(), NodeError> {
         let at = Position { term: entry.term, index: entry.index };
-        if at.index <= self.applied().index {
-            return Ok(());
-        }
         if entry.get_entry_type() != EntryType::EntryNormal {
             return Err(NodeError::UnknownEntry { index: entry.index });
         }

@@ -78,7 +78,8 @@ fn code_of(code: ErrorCode) -> Code {
 fn weather(error: &CallError) -> Status {
     let message = error.to_string();
     match error {
-        CallError::Busy { .. } => explained(Code::ResourceExhausted, &message, "try again in a moment"),
+        // Not "exhausted": another member may well take it, and clients try again by themselves.
+        CallError::Busy { .. } => explained(Code::Unavailable, &message, "try again in a moment"),
         CallError::NoLeader { .. } => {
             let remedy = "start the missing metadata members; a majority of them must reach each other";
             explained(Code::Unavailable, &message, remedy)
