@@ -99,6 +99,15 @@ impl Member {
         waits && now.ms_since(self.progress_at) >= STALLED_MS
     }
 
+    /// Where it goes on from, if it takes entries or is about to.
+    fn needs_after(&self) -> Option<u64> {
+        match &self.step {
+            Step::Streaming => Some(self.acked),
+            Step::Starting { at, .. } => Some(at.seq()),
+            Step::Fresh | Step::Asked | Step::Reported(_) => None,
+        }
+    }
+
     /// What is already sent counts as not sent.
     pub(super) fn send_again(&mut self) {
         self.sent = self.acked;
@@ -152,7 +161,7 @@ impl Pg {
             return;
         }
         match &member.step {
-            Step::Starting { at, .. } if point.seq() >= at.seq() && self.log.holds(point) => {
+            Step::Starting { at, .. } if point == *at || (point.seq() > at.seq() && self.log.holds(point)) => {
                 member.step = Step::Streaming;
                 member.acked = point.seq();
                 member.sent = point.seq();
@@ -210,17 +219,23 @@ impl Pg {
         self.release_data(ctx.now);
     }
 
-    /// Data of committed entries is kept while a streaming member may need it, within a bound.
+    /// Entries after this position are still needed by some member that takes entries, or is about to.
+    pub(super) fn needed_after(&self) -> u64 {
+        let members = self.primary.iter().flat_map(|primary| primary.members.values());
+        members.filter_map(Member::needs_after).min().unwrap_or(u64::MAX)
+    }
+
+    /// Data of committed entries is kept while some member may need it, within a bound.
     fn release_data(&mut self, now: Time) {
         let commit = self.log.commit();
         let Some(primary) = &mut self.primary else { return };
-        let streaming = primary.members.values_mut().filter(|member| member.is_streaming());
         let mut floor = commit;
-        for member in streaming.filter(|member| member.acked < commit) {
+        for member in primary.members.values_mut() {
+            let Some(after) = member.needs_after().filter(|after| *after < commit) else { continue };
             if self.log.data_bytes() > LAG_BYTES {
                 member.reset(now, REST_MS);
             } else {
-                floor = floor.min(member.acked);
+                floor = floor.min(after);
             }
         }
         self.log.drop_data(floor);

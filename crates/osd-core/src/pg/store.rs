@@ -93,7 +93,12 @@ impl Pg {
         if self.log.committed_kept() <= keep + keep / 4 {
             return;
         }
-        let through = self.log.commit() - keep as u64;
+        // A member that takes entries is not left behind for a while, but not waited for without end.
+        let patience = self.log.commit().saturating_sub(8 * keep as u64);
+        let through = (self.log.commit() - keep as u64).min(self.needed_after().max(patience));
+        if through <= self.log.base().seq() {
+            return;
+        }
         let gone = self.log.trim(through);
         let sessions = gone.iter().map(|kept| kept.entry.request.session).collect::<BTreeSet<_>>();
         let objects = gone.iter().map(|kept| kept.entry.op.object()).collect::<BTreeSet<_>>();
