@@ -82,6 +82,8 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
+            // Pods outlive it anyway; a containerd without its owner would only be in the way of the next.
+            .kill_on_drop(true)
             // A Ctrl-C for us is not one for the pods.
             .process_group(0)
             .spawn()

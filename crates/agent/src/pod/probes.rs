@@ -11,12 +11,16 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::handler::Action;
 use super::observe::Observed;
 use super::spec;
 use crate::cri::Runtime;
 use crate::report::{Events, about};
+
+/// A probe that keeps failing in the same way is an event this often.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the probes of one container say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,12 +191,17 @@ impl Prober {
         let limit = seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1));
         let action = Action::of_probe(probe, &self.container, &self.address);
         let mut count = Count::default();
+        let mut said: Option<(String, Instant)> = None;
         tokio::time::sleep(seconds(probe.initial_delay_seconds, 0)).await;
         loop {
             let answer = action.run(&self.runtime, &self.id, limit).await;
-            if let Err(message) = &answer {
-                let message = format!("{name} probe failed: {message}");
-                self.events.warning(about(&self.pod, Some(&self.container.name)), "Unhealthy", message);
+            if let Err(message) = answer.as_ref().map_err(String::clone) {
+                // The same words again are said again only after a while.
+                if said.as_ref().is_none_or(|(words, at)| *words != message || at.elapsed() >= SAY_AGAIN) {
+                    let event = format!("{name} probe failed: {message}");
+                    self.events.warning(about(&self.pod, Some(&self.container.name)), "Unhealthy", event);
+                    said = Some((message, Instant::now()));
+                }
             }
             if let Some(decision) = count.answer(answer.is_ok(), probe) {
                 let before = *self.health();

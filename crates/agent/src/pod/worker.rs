@@ -64,6 +64,8 @@ pub(crate) struct Worker {
     pub(super) holds: BTreeMap<Gate, Hold>,
     pub(super) streaks: BTreeMap<String, u32>,
     messages: BTreeMap<String, String>,
+    /// The attempt whose wait was an event, by container.
+    told: BTreeMap<String, u32>,
     pub(super) probes: Probes,
     refreshed: Instant,
     /// The pod as our own last write returned it.
@@ -90,6 +92,7 @@ impl Worker {
             holds: BTreeMap::new(),
             streaks: BTreeMap::new(),
             messages: BTreeMap::new(),
+            told: BTreeMap::new(),
             probes,
             refreshed: Instant::now(),
             written: None,
@@ -112,6 +115,7 @@ impl Worker {
             };
             self.notice(&pod, &observed);
             let plan = self.plan(&desired, &pod, &observed);
+            self.tell_waits(&pod, &observed, &plan);
             let reported = match &desired {
                 Desired::Present(_) => self.report(&pod, &observed, &plan).await,
                 Desired::Gone(_) => true,
@@ -190,6 +194,19 @@ impl Worker {
             unhealthy: &self.probes.unhealthy(),
             starting: &self.probes.starting(),
         })
+    }
+
+    /// One event for each wait after a crash.
+    fn tell_waits(&mut self, pod: &Pod, observed: &Observed, plan: &Plan) {
+        for (name, waiting) in plan.waiting.iter().filter(|(_, waiting)| waiting.reason == "CrashLoopBackOff") {
+            let attempt = observed.newest(name).map(|life| life.attempt);
+            if self.told.get(name) != attempt.as_ref() {
+                self.told.extend(attempt.map(|attempt| (name.clone(), attempt)));
+                let message = waiting.message.clone().unwrap_or_default();
+                let message = format!("{message}; `kubectl logs --previous` shows how it ended");
+                self.context.events.warning(crate::report::about(pod, Some(name)), "BackOff", message);
+            }
+        }
     }
 
     /// Writes the status if it changed. False when it could not be written.

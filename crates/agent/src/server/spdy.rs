@@ -72,6 +72,8 @@ impl Encoder {
         payload.extend(length.to_le_bytes());
         payload.extend((!length).to_le_bytes());
         payload.extend(block);
+        // An empty block is what makes an inflater give out what it has.
+        payload.extend([0, 0, 0, 0xff, 0xff]);
         control(SYN_STREAM, &payload, out);
         self.opened += 1;
         id
@@ -158,7 +160,7 @@ mod tests {
         assert_eq!(zlib[..3], [0x78, 0x01, 0x00]);
         let length = u16::from_le_bytes([zlib[3], zlib[4]]);
         assert_eq!(u16::from_le_bytes([zlib[5], zlib[6]]), !length);
-        assert_eq!(zlib.len(), 7 + usize::from(length));
+        assert_eq!(zlib.len(), 7 + usize::from(length) + 5);
         out.clear();
         assert_eq!(encoder.open(&[("streamtype", "stdin")], &mut out), 3);
         assert_eq!(out[8 + 10], 0, "the zlib header comes once");
