@@ -118,21 +118,28 @@ impl UsedMap {
     /// The unmarked blocks below `end` as free space.
     pub(crate) fn free_below(&self, end: u64) -> Allocator {
         let mut free = Allocator::default();
-        let mut run: Option<u64> = None;
-        for block in self.first..end {
-            match (self.is_used(block), run) {
-                (false, None) => run = Some(block),
-                (true, Some(start)) => {
-                    free.give(start, block - start);
-                    run = None;
-                }
-                _ => {}
-            }
-        }
-        if let Some(start) = run {
-            free.give(start, end - start);
+        let mut start = self.next(self.first, end, false);
+        while start < end {
+            let stop = self.next(start, end, true);
+            free.give(start, stop - start);
+            start = self.next(stop, end, false);
         }
         free
+    }
+
+    /// The first block from `from` on that is used, or is not; `end` when there is none before.
+    fn next(&self, from: u64, end: u64, used: bool) -> u64 {
+        let mut block = from;
+        while block < end {
+            let i = block - self.first;
+            let word = self.words.get((i / 64) as usize).copied().unwrap_or(u64::MAX);
+            let wanted = (if used { word } else { !word }) >> (i % 64);
+            if wanted != 0 {
+                return (block + u64::from(wanted.trailing_zeros())).min(end);
+            }
+            block += 64 - i % 64;
+        }
+        end
     }
 }
 

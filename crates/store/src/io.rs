@@ -17,7 +17,7 @@ pub struct Io {
     pub op: IoOp,
 }
 
-/// What to do. A `Sync` covers the writes whose results were handed in before it was given out; the store waits
+/// What to do. A sync covers the writes whose results were handed in before it was given out; the store waits
 /// for those by itself, so that the driver has no order to keep.
 #[derive(Clone, Debug)]
 pub enum IoOp {
@@ -27,6 +27,8 @@ pub enum IoOp {
         offset: u64,
         /// Each of whole blocks.
         pieces: Vec<Bytes>,
+        /// Then sync, when the write has completed: one hand-over instead of two where nothing else is waited for.
+        sync: bool,
     },
     /// Read whole blocks.
     Read {
@@ -56,7 +58,12 @@ impl IoOp {
     /// As the disk says.
     pub fn perform(&self, disk: &dyn Disk, pool: &BufferPool) -> IoResult {
         match self {
-            Self::Write { offset, pieces } => disk.write_at(*offset, pieces)?,
+            Self::Write { offset, pieces, sync } => {
+                disk.write_at(*offset, pieces)?;
+                if *sync {
+                    disk.sync()?;
+                }
+            }
             Self::Read { offset, len } => {
                 let mut buffer = pool.take(*len);
                 disk.read_at(*offset, &mut buffer)?;

@@ -33,4 +33,5 @@ pub use io::{Io, IoId, IoOp, IoResult};
 pub use key::{Key, MAX_ATTRIBUTE_NAME, Scope};
 pub use superblock::Identity;
 pub use transaction::{LoadedPg, Output, ReadFailure, ReadReply, Rejection, Token, Transaction, Usage};
+pub use tree::NodeRef;
 pub use verify::{Report, verify};

@@ -4,6 +4,8 @@
 //! header's checksum covers header and transactions; each data block has the crc32c that its transaction names.
 //! `docs/design/disk-format.md` has the offsets.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use cairn_types::peer::{EntryOp, LogEntry, LogPoint};
 use cairn_types::{
@@ -157,7 +159,7 @@ pub(crate) struct TxnImage {
     pub(crate) rewind: Option<u64>,
     pub(crate) commit: u64,
     pub(crate) restart: Option<LogPoint>,
-    pub(crate) append: Vec<(LogEntry, Image)>,
+    pub(crate) append: Vec<(Arc<LogEntry>, Image)>,
     pub(crate) direct: Vec<Image>,
     pub(crate) trim: Option<u64>,
     pub(crate) attributes: Vec<(Bytes, Option<Bytes>)>,
@@ -258,7 +260,7 @@ impl TxnImage {
             let pieces = decode_pieces(r)?;
             let remove = matches!(entry.op, EntryOp::Remove { .. });
             let image = Image { object: entry.op.object(), remove, pieces, crcs: Vec::new() };
-            txn.append.push((entry, image));
+            txn.append.push((Arc::new(entry), image));
         }
         for _ in 0..r.count(37, "direct changes")? {
             let object = decode_object(r)?;
@@ -451,8 +453,8 @@ mod tests {
             commit: 1,
             restart: Some(LogPoint { version: entry.version, hash: 9 }),
             append: vec![
-                (entry, image(vec![inline], false)),
-                (zero, image(vec![Piece { block: 0, count: 1, to: PieceTo::Absent }], false)),
+                (Arc::new(entry), image(vec![inline], false)),
+                (Arc::new(zero), image(vec![Piece { block: 0, count: 1, to: PieceTo::Absent }], false)),
             ],
             direct: vec![Image { crcs: vec![77], ..image(vec![placed], false) }, image(Vec::new(), true)],
             trim: Some(0),

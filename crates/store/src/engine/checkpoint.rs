@@ -30,6 +30,10 @@ use crate::tree::{Change, MAX_VALUE, NodeRef, Rewrite};
 const SLICE: usize = 64;
 /// Node writes in flight at most.
 const NODE_WRITES: u32 = 32;
+/// Runs of freed blocks at least this long are discarded,
+const DISCARD_MIN: u64 = 16;
+/// as long as not more than this many blocks wait for it.
+const DISCARD_MAX: u64 = 16 << 10;
 /// The format of rows written here.
 const ROW_VERSION: u8 = 1;
 
@@ -181,7 +185,7 @@ impl Store {
         let mut writes = 0;
         for run in nodes.chunk_by(|a, b| a.0 + 1 == b.0) {
             let pieces = run.iter().map(|(_, page)| page.clone()).collect();
-            self.issue(IoOp::Write { offset: run[0].0 * 4096, pieces }, Purpose::NodeWrite);
+            self.issue(IoOp::Write { offset: run[0].0 * 4096, pieces, sync: false }, Purpose::NodeWrite);
             writes += 1;
         }
         writes
@@ -207,7 +211,8 @@ impl Store {
             written_through: self.written_through,
             durable_lsn: self.ring.durable_lsn,
         };
-        let write = IoOp::Write { offset: superblock.slot(), pieces: vec![Bytes::from(superblock.encode())] };
+        let pieces = vec![Bytes::from(superblock.encode())];
+        let write = IoOp::Write { offset: superblock.slot(), pieces, sync: true };
         run.superblock = Some(superblock);
         self.issue(write, Purpose::Superblock);
     }
@@ -219,15 +224,39 @@ impl Store {
         self.root = root;
         self.ring.used = self.ring.written - run.position.written;
         self.dirty.retain(|_, dirty| dirty.epoch > run.epoch);
-        nodes.into_iter().for_each(|block| self.free.give(block, 1));
+        let mut released = nodes;
         for block in run.quarantine {
             if self.pins.contains_key(&block) || self.deferred.contains(block) {
                 self.quarantine.push(block);
             } else {
-                self.free.give(block, 1);
+                released.push(block);
             }
         }
+        self.release(released);
         self.prewrite_may_retry();
+        self.wake();
+    }
+
+    /// Blocks that can be taken again. A device is told of the longer runs first; a file keeps what it has, because
+    /// a hole would have to be written ahead anew.
+    fn release(&mut self, mut blocks: Vec<u64>) {
+        blocks.sort_unstable();
+        for run in blocks.chunk_by(|a, b| a + 1 == *b) {
+            let (start, count) = (run[0], run.len() as u64);
+            if self.discards && count >= DISCARD_MIN && self.discarding < DISCARD_MAX {
+                self.discarding += count;
+                let discard = IoOp::Discard { offset: start * 4096, len: count * 4096 };
+                self.issue(discard, Purpose::Discard { start, count });
+            } else {
+                self.free.give(start, count);
+            }
+        }
+    }
+
+    /// A device that refuses a discard keeps the bytes, which is as good.
+    pub(super) fn discarded(&mut self, start: u64, count: u64) {
+        self.discarding -= count;
+        self.free.give(start, count);
         self.wake();
     }
 }

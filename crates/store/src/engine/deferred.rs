@@ -136,7 +136,7 @@ impl Store {
             let Some((start, pieces)) = self.deferred.next_run(&self.pins) else { break };
             self.deferred.in_flight += 1;
             let blocks = (start..start + pieces.len() as u64).collect();
-            self.issue(IoOp::Write { offset: start * 4096, pieces }, Purpose::Deferred { blocks });
+            self.issue(IoOp::Write { offset: start * 4096, pieces, sync: false }, Purpose::Deferred { blocks });
         }
     }
 

@@ -90,12 +90,16 @@ impl Store {
         let tail = self.ring.len - self.ring.head;
         if bytes > tail {
             let header = self.header(true, HEADER as u32, (tail / 4096) as u32, 0);
-            self.write_record(&header, &[], Vec::new());
+            self.write_record(&header, &[], Vec::new(), false);
             writes += 1;
         }
+        // Nothing else to wait for: write and flush are handed over together.
+        let alone = writes == 1 && !self.syncing && self.want_sync.is_empty();
+        let fused = alone && draft.transactions.iter().all(|planned| !self.placed.contains_key(&planned.id));
+        self.syncing |= fused;
         let meta_len = (HEADER + draft.meta.bytes.len()) as u32;
         let header = self.header(false, meta_len, (bytes / 4096) as u32, draft.transactions.len() as u32);
-        self.write_record(&header, &draft.meta.bytes, draft.data);
+        self.write_record(&header, &draft.meta.bytes, draft.data, fused);
         for (index, planned) in draft.transactions.iter().enumerate() {
             self.stamp(planned, Origin { lsn: header.lsn, index: index as u32 });
         }
@@ -121,14 +125,14 @@ impl Store {
         }
     }
 
-    fn write_record(&mut self, header: &Header, meta: &[u8], data: Vec<Bytes>) {
+    fn write_record(&mut self, header: &Header, meta: &[u8], data: Vec<Bytes>, sync: bool) {
         let (head, crc) = header.seal(meta);
         let mut buffer = self.pool.take(head.len());
         buffer[..head.len()].copy_from_slice(&head);
         let mut pieces = vec![buffer.freeze()];
         pieces.extend(data);
         let offset = self.superblock.shard().ring_start + self.ring.head;
-        self.issue(IoOp::Write { offset, pieces }, Purpose::Record);
+        self.issue(IoOp::Write { offset, pieces, sync }, Purpose::Record { synced: sync });
         let bytes = u64::from(header.blocks) * 4096;
         self.ring.used += bytes;
         self.ring.written += bytes;
@@ -148,7 +152,11 @@ impl Store {
         }
     }
 
-    pub(super) fn record_written(&mut self) {
+    pub(super) fn record_written(&mut self, synced: bool) {
+        if synced {
+            self.syncing = false;
+            return self.group_durable();
+        }
         if let Some(group) = &mut self.group {
             group.writes -= 1;
         }
@@ -190,7 +198,7 @@ fn image_of(planned: &Planned, data: &mut Vec<Bytes>) -> TxnImage {
     for (entry, delta) in &planned.append {
         let mut image = delta_image(delta, data);
         image.crcs.clear();
-        append.push((cairn_types::peer::LogEntry::clone(entry), image));
+        append.push((Arc::clone(entry), image));
     }
     TxnImage {
         scope: planned.scope,

@@ -221,7 +221,7 @@ struct Planned {
 /// What an I/O was for.
 #[derive(Debug)]
 enum Purpose {
-    Record,
+    Record { synced: bool },
     Placed { planned: u64 },
     Node { at: NodeRef, root: Option<NodeRef> },
     NodeWrite,
@@ -230,14 +230,13 @@ enum Purpose {
     Sync { waiters: Vec<Waiter> },
     Data { read: u64, first: usize, blocks: Vec<u64> },
     Prewrite { blocks: u64 },
-    Discard,
+    Discard { start: u64, count: u64 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiter {
     Group,
     CheckpointData,
-    CheckpointSuperblock,
 }
 
 /// The end of the log and what is known of it.
@@ -322,6 +321,9 @@ pub struct Store {
     reads: BTreeMap<u64, read::ReadRun>,
     free: Allocator,
     quarantine: Vec<u64>,
+    /// The medium is told of freed blocks, and this many are on their way to it.
+    discards: bool,
+    discarding: u64,
     /// Blocks below this were written at least once, or need not be.
     written_through: u64,
     prewrite: prewrite::Prewrite,
@@ -399,14 +401,14 @@ impl Store {
         match (purpose, result) {
             (Purpose::Data { read, first, blocks }, result) => self.data_read(read, first, &blocks, result),
             (Purpose::Prewrite { blocks }, result) => self.prewritten(blocks, result),
-            (Purpose::Discard, _) => {}
+            (Purpose::Discard { start, count }, _) => self.discarded(start, count),
             (_, Err(error)) => self.fail(Error::Disk(error)),
-            (Purpose::Record, Ok(_)) => self.record_written(),
+            (Purpose::Record { synced }, Ok(_)) => self.record_written(synced),
             (Purpose::Placed { planned }, Ok(_)) => self.placed_written(planned),
             (Purpose::Node { at, root }, Ok(page)) => self.node_read(at, root, &page),
             (Purpose::NodeWrite, Ok(_)) => self.checkpoint_node_written(),
             (Purpose::Deferred { blocks }, Ok(_)) => self.deferred_written(&blocks),
-            (Purpose::Superblock, Ok(_)) => self.want_sync.push(Waiter::CheckpointSuperblock),
+            (Purpose::Superblock, Ok(_)) => self.checkpoint_durable(),
             (Purpose::Sync { waiters }, Ok(_)) => self.synced(&waiters),
         }
     }
@@ -443,7 +445,7 @@ impl Store {
         let unwritten = if self.medium_is_full() { 0 } else { self.area_end() - self.written_through };
         let free = (self.free.free_blocks() + unwritten) * 4096;
         let frozen = self.checkpoint.as_ref().map_or(0, checkpoint::Run::quarantined);
-        let reclaiming = (self.quarantine.len() + frozen) as u64 * 4096;
+        let reclaiming = ((self.quarantine.len() + frozen) as u64 + self.discarding) * 4096;
         Usage { capacity: shard.area_len, used: shard.area_len - free, reclaiming }
     }
 
@@ -499,7 +501,6 @@ impl Store {
             match waiter {
                 Waiter::Group => self.group_durable(),
                 Waiter::CheckpointData => self.checkpoint_data_durable(),
-                Waiter::CheckpointSuperblock => self.checkpoint_durable(),
             }
         }
     }

@@ -4,7 +4,6 @@
 //! This runs before the loop does and reads the disk directly. When it returns, everything it reports is durable.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use cairn_disk::{BufferPool, Disk};
@@ -64,7 +63,7 @@ pub fn open(disk: &dyn Disk, config: Config) -> Result<Opened, Error> {
     let mut store = Store::at_checkpoint(config, superblock);
     let mut kept = store.adopt(index);
     let lost = store.replay(disk, &log, &mut used)?;
-    store.finish_open(disk, used)?;
+    store.finish_open(disk, used);
     write_superblock(disk, &store.superblock)?;
     let ids: Vec<PgId> = store.pgs.keys().copied().collect();
     let mut pgs = BTreeMap::new();
@@ -210,6 +209,8 @@ impl Store {
             reads: BTreeMap::new(),
             free: Allocator::default(),
             quarantine: Vec::new(),
+            discards: false,
+            discarding: 0,
             written_through: checkpoint.written_through,
             prewrite: super::prewrite::Prewrite::default(),
             superblock,
@@ -255,16 +256,11 @@ impl Store {
     }
 
     /// What is not referred to is free. On a sparse file only what was written once counts as free.
-    fn finish_open(&mut self, disk: &dyn Disk, used: UsedMap) -> Result<(), Error> {
+    fn finish_open(&mut self, disk: &dyn Disk, used: UsedMap) {
         let end = self.area_end();
+        self.discards = !disk.wants_prewrite();
         let referred = used.highest().map_or(0, |block| block + 1);
         self.written_through = if disk.wants_prewrite() { self.written_through.max(referred) } else { end };
         self.free = used.free_below(self.written_through);
-        Ok(())
-    }
-
-    /// An entry's shared form, for replay.
-    pub(super) fn shared(entry: &LogEntry) -> Arc<LogEntry> {
-        Arc::new(entry.clone())
     }
 }

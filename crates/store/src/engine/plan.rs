@@ -337,7 +337,7 @@ impl Store {
     fn issue_placed(&mut self, planned: u64, run: Option<(u64, Vec<Bytes>)>) {
         if let Some((start, pieces)) = run {
             *self.placed.entry(planned).or_default() += 1;
-            self.issue(IoOp::Write { offset: start * 4096, pieces }, Purpose::Placed { planned });
+            self.issue(IoOp::Write { offset: start * 4096, pieces, sync: false }, Purpose::Placed { planned });
         }
     }
 

@@ -36,7 +36,7 @@ impl Store {
         let blocks = CHUNK.min(end - self.written_through);
         let zeros = self.prewrite.zeros.slice(..(blocks * 4096) as usize);
         self.prewrite.in_flight = true;
-        let write = IoOp::Write { offset: self.written_through * 4096, pieces: vec![zeros] };
+        let write = IoOp::Write { offset: self.written_through * 4096, pieces: vec![zeros], sync: false };
         self.issue(write, Purpose::Prewrite { blocks });
     }
 

@@ -102,7 +102,7 @@ impl Store {
                 continue;
             }
             let delta = course.load(step, image, Some(entry), &mut lost)?;
-            planned.append.push((Self::shared(entry), Arc::new(delta)));
+            planned.append.push((Arc::clone(entry), Arc::new(delta)));
         }
         for image in &step.image.direct {
             planned.direct.push(Arc::new(course.load(step, image, None, &mut lost)?));

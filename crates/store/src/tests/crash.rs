@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use cairn_disk::{CrashPolicy, Injection, SimDisk};
 use cairn_types::PgId;
 
-use super::harness::{Bench, DISK_LEN, Rng, formatted, object, pg};
+use super::harness::{Bench, DISK_LEN, Rng, appended, bytes, data_run, formatted, object, pg, write, zero};
 use super::model::{PgModel, expected};
 use super::random::transaction;
 use crate::{Output, Token, Transaction, verify};
@@ -32,19 +32,19 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let bench = Bench::open(formatted(SimDisk::new(DISK_LEN, seed)), seed);
-        let pgs = (0..PGS).map(|i| (pg(i), History::default())).collect();
-        Self { bench, pgs, rng: Rng(seed << 20) }
+        Self::on(formatted(SimDisk::new(DISK_LEN, seed)), seed, PGS)
+    }
+
+    fn on(disk: SimDisk, seed: u64, pgs: u32) -> Self {
+        let pgs = (0..pgs).map(|i| (pg(i), History::default())).collect();
+        Self { bench: Bench::open(disk, seed), pgs, rng: Rng(seed << 20) }
     }
 
     /// Submits one transaction somewhere and lets some I/O happen.
     fn operate(&mut self) {
         let id = pg(self.rng.below(u64::from(PGS)) as u32);
-        let history = self.pgs.get_mut(&id).unwrap();
-        let t = transaction(&mut self.rng, id, &history.now);
-        let token = self.bench.store.submit(t.clone());
-        history.now.apply(&t);
-        history.submitted.push((token, t));
+        let t = transaction(&mut self.rng, id, &self.pgs[&id].now);
+        self.submit(t);
         if self.rng.chance(3) {
             self.bench.store.request_checkpoint();
         }
@@ -55,6 +55,13 @@ impl World {
             self.check_a_read(id);
         }
         self.take_answers();
+    }
+
+    fn submit(&mut self, t: Transaction) {
+        let history = self.pgs.get_mut(&t.pg).unwrap();
+        let token = self.bench.store.submit(t.clone());
+        history.now.apply(&t);
+        history.submitted.push((token, t));
     }
 
     /// A read answers with what was submitted, durable or not.
@@ -160,7 +167,7 @@ fn contents(bench: &mut Bench, id: PgId) -> BTreeMap<cairn_types::ObjectId, BTre
     use cairn_types::io::BlockState;
     let mut out = BTreeMap::new();
     for object in (0..4).map(|n| object(id, n)) {
-        let reply = bench.read(id, object, 0, 256 * 4096).unwrap();
+        let reply = bench.read(id, object, 0, 200 * 4096).unwrap();
         let mut blocks = BTreeMap::new();
         for (i, state) in reply.blocks.iter().enumerate() {
             match state {
@@ -243,4 +250,96 @@ fn one_history_survives_a_cut_at_every_io() {
     for cut in first..=last {
         run(Some(cut)).recover(CrashPolicy::HARSH, &format!("cut at {cut}"));
     }
+}
+
+/// A letter of the alphabet of small histories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Letter {
+    Write,
+    Overwrite,
+    LongWrite,
+    Unmap,
+    Commit,
+    Rewind,
+    Content,
+    Remove,
+    Checkpoint,
+}
+
+const ALPHABET: [Letter; 9] = [
+    Letter::Write,
+    Letter::Overwrite,
+    Letter::LongWrite,
+    Letter::Unmap,
+    Letter::Commit,
+    Letter::Rewind,
+    Letter::Content,
+    Letter::Remove,
+    Letter::Checkpoint,
+];
+
+impl Letter {
+    fn happen(self, world: &mut World, nth: u64) {
+        let (id, object) = (pg(0), object(pg(0), 0));
+        let model = &world.pgs[&id].now;
+        let (commit, end) = (model.commit, model.end);
+        let append = |logged| Transaction { append: vec![logged], ..Transaction::new(id, commit) };
+        let t = match self {
+            Self::Write => append(write(end + 1, object, 1, bytes(100 + nth, 2))),
+            Self::Overwrite => append(write(end + 1, object, 0, bytes(200 + nth, 1))),
+            Self::LongWrite => append(write(end + 1, object, 0, bytes(300 + nth, 17))),
+            Self::Unmap => append(zero(end + 1, object, 1, 3, true)),
+            Self::Commit => Transaction::new(id, end),
+            Self::Rewind => Transaction { rewind: Some(commit), ..Transaction::new(id, commit) },
+            Self::Content => {
+                let content = vec![(object, vec![data_run(0, bytes(400 + nth, 2)), data_run(4, bytes(nth, 18))])];
+                Transaction { content, ..Transaction::new(id, commit) }
+            }
+            Self::Remove => Transaction { remove: vec![object], ..Transaction::new(id, commit) },
+            Self::Checkpoint => return world.bench.store.request_checkpoint(),
+        };
+        world.submit(t);
+    }
+}
+
+/// Every history of three steps after a committed write, cut at every I/O.
+#[test]
+fn all_small_histories_survive_a_cut_at_every_io() {
+    let mut world = World::on(formatted(SimDisk::new(8 << 20, 1)), 1, 1);
+    world.submit(appended(pg(0), 0, vec![write(1, object(pg(0), 0), 0, bytes(1, 3))]));
+    world.submit(Transaction::new(pg(0), 1));
+    world.bench.checkpoint();
+    let base = world.pgs[&pg(0)].now.clone();
+    let disk = world.bench.disk.power_on(CrashPolicy::LOSE_ALL);
+    let mut cuts = 0;
+    for n in 0..ALPHABET.len().pow(3) {
+        let word = [n % 9, n / 9 % 9, n / 81].map(|letter| ALPHABET[letter]);
+        let run = |cut: u64| {
+            let mut world = World::on(disk.fork(), n as u64, 1);
+            world.pgs.insert(pg(0), History { base: base.clone(), now: base.clone(), ..History::default() });
+            world.bench.disk.inject(Injection::PowerOffAt(world.bench.disk.io_index() + cut));
+            for (nth, letter) in word.into_iter().enumerate() {
+                letter.happen(&mut world, nth as u64);
+                // Together, one by one, or half of each.
+                match (n as u64 + cut) % 3 {
+                    0 => {}
+                    1 => world.bench.settle(),
+                    _ => drop(world.bench.step()),
+                }
+            }
+            world.bench.settle();
+            world
+        };
+        for cut in 0.. {
+            let world = run(cut);
+            let done = world.bench.disk.powered();
+            let policy = if cut % 2 == 0 { CrashPolicy::HARSH } else { CrashPolicy::LOSE_ALL };
+            world.recover(policy, &format!("{word:?} cut at {cut}"));
+            cuts += 1;
+            if done {
+                break;
+            }
+        }
+    }
+    assert!(cuts > 4000, "{cuts} cuts");
 }
