@@ -120,7 +120,7 @@ mod tests {
         let kept = Kept { name: "fuse-loop/7".into(), metadata: b"v1".to_vec() };
         client.put(kept.clone(), &writer).unwrap();
         drop(writer);
-        assert_eq!(client.list().unwrap(), [kept.clone()]);
+        assert_eq!(client.list().unwrap(), std::slice::from_ref(&kept));
         let (found, fetched) = client.fetch("fuse-loop/7").unwrap().unwrap();
         assert_eq!(found, kept);
         std::io::PipeWriter::from(fetched).write_all(b"alive").unwrap();

@@ -135,8 +135,11 @@ fn answer(
     }
 }
 
-/// One packet and the descriptor that came with it. `None`: the peer closed without a word.
-pub(super) fn receive(peer: &OwnedFd) -> Result<Option<(Vec<u8>, Option<OwnedFd>)>, KeeperError> {
+/// A packet and the descriptor that came with it.
+pub(super) type Received = (Vec<u8>, Option<OwnedFd>);
+
+/// Waits for one packet. `None`: the peer closed without a word.
+pub(super) fn receive(peer: &OwnedFd) -> Result<Option<Received>, KeeperError> {
     let mut packet = vec![0; MAX_PACKET];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
