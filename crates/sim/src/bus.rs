@@ -39,41 +39,98 @@ pub(crate) enum Node {
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     Peer(Box<PeerMessage>),
-    Request { link: u64, request: Box<ClientRequest> },
-    Reply { link: u64, reply: ClientReply },
+    Request {
+        link: u64,
+        request: Box<ClientRequest>,
+    },
+    Reply {
+        link: u64,
+        reply: ClientReply,
+    },
     Raft(Box<cairn_proto::meta_raft::PeerMessage>),
-    Ask { session: u128, seq: u64, command: Vec<u8> },
-    Answer { session: u128, seq: u64, reply: Box<CommandReply> },
+    Ask {
+        session: u128,
+        seq: u64,
+        command: Vec<u8>,
+    },
+    Answer {
+        session: u128,
+        seq: u64,
+        reply: Box<CommandReply>,
+    },
     /// Not taken: ask somebody else.
-    NotTaken { session: u128, seq: u64 },
-    Watch { since: Epoch },
+    NotTaken {
+        session: u128,
+        seq: u64,
+    },
+    Watch {
+        since: Epoch,
+    },
     Map(Arc<ClusterMap>),
     /// Does the fence hold?
-    Fence { pool: PoolId, epoch: Epoch, ask: u64 },
-    FenceHolds { ask: u64, holds: bool },
+    Fence {
+        pool: PoolId,
+        epoch: Epoch,
+        ask: u64,
+    },
+    FenceHolds {
+        ask: u64,
+        holds: bool,
+    },
     /// A member passes on to the leader that an OSD reported.
-    Heard { osd: u32 },
-    Dial { link: u64 },
-    Dialled { link: u64 },
+    Heard {
+        osd: u32,
+    },
+    Dial {
+        link: u64,
+    },
+    Dialled {
+        link: u64,
+    },
 }
 
 /// What happens.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    Deliver { from: Node, from_life: u32, to: Node, to_life: u32, body: Body },
+    Deliver {
+        from: Node,
+        from_life: u32,
+        to: Node,
+        to_life: u32,
+        body: Body,
+    },
     /// Nobody listened at the other end.
-    Refused { at: Node, life: u32, peer: Node, link: u64 },
+    Refused {
+        at: Node,
+        life: u32,
+        peer: Node,
+        link: u64,
+    },
     /// The other end died.
-    Reset { at: Node, life: u32, peer: Node },
-    Timer { at: Node, life: u32, serial: u64 },
-    Disk { osd: usize, life: u32, job: u64 },
+    Reset {
+        at: Node,
+        life: u32,
+        peer: Node,
+    },
+    Timer {
+        at: Node,
+        life: u32,
+        serial: u64,
+    },
+    Disk {
+        osd: usize,
+        life: u32,
+        job: u64,
+    },
     Fault(Fault),
     /// The end of a fault that lasts.
     Undo(Fault),
     Restart(Node),
     Resume(Node),
     /// A client's next operation.
-    Work { client: usize },
+    Work {
+        client: usize,
+    },
     Check,
 }
 

@@ -37,8 +37,13 @@ enum Holding {
     Nothing,
     Asking,
     /// Attached in Raft; the fence need not hold yet.
-    Fencing { reply: Box<AttachReply> },
-    Working { core: Box<Core>, epoch: Epoch },
+    Fencing {
+        reply: Box<AttachReply>,
+    },
+    Working {
+        core: Box<Core>,
+        epoch: Epoch,
+    },
 }
 
 #[derive(Debug)]
@@ -405,7 +410,7 @@ impl ClientHost {
             Err(IoError::Fenced) => return,
             Err(error) => self.failure = Some(format!("an operation failed: {error}")),
         }
-        let pause = bus.rng.below(60 * MS);
+        let pause = bus.rng.below(200 * MS);
         bus.after(pause, Event::Work { client: self.index });
     }
 }

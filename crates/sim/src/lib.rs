@@ -10,10 +10,12 @@ mod bus;
 mod caller;
 mod check;
 mod client;
+mod engine;
 mod faults;
 mod history;
 mod medium;
 mod meta;
+mod model;
 mod osd;
 mod report;
 mod rng;
@@ -40,6 +42,8 @@ pub struct Options {
     pub liveness: u64,
     /// Things go wrong at all.
     pub faults: bool,
+    /// Disks hold the model of the store instead of the store.
+    pub model: bool,
     /// Says on stderr what happens.
     pub verbose: bool,
 }
@@ -55,6 +59,7 @@ impl Default for Options {
             safety: 25 * bus::SECOND,
             liveness: 60 * bus::SECOND,
             faults: true,
+            model: false,
             verbose: false,
         }
     }

@@ -1,4 +1,4 @@
-//! The simulation from the command line: `cairn-sim [--seeds N] [--seed S] [--json] [--verbose]`. Ends with 1 when a
+//! The simulation from the command line: `cairn-sim [--seeds N] [--seed S] [--json] [--verbose] [--model]`. Ends with 1 when a
 //! seed failed.
 
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     let mut seeds = 100;
     let mut first = 1;
     let mut single = false;
-    let (mut json, mut verbose) = (false, false);
+    let (mut json, mut verbose, mut model) = (false, false, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = |what: &str| match arguments.next().and_then(|text| text.parse::<u64>().ok()) {
@@ -30,13 +30,16 @@ fn main() -> ExitCode {
             },
             "--json" => json = true,
             "--verbose" => verbose = true,
+            "--model" => model = true,
             other => {
-                eprintln!("unknown argument `{other}`; usage: cairn-sim [--seeds N] [--seed S] [--json] [--verbose]");
+                eprintln!(
+                    "unknown argument `{other}`; usage: cairn-sim [--seeds N] [--seed S] [--json] [--verbose] [--model]"
+                );
                 return ExitCode::from(2);
             }
         }
     }
-    let options = Options { verbose, ..Options::default() };
+    let options = Options { verbose, model, ..Options::default() };
     let summary = if single {
         let mut summary = Summary::default();
         let report = run(first, options);

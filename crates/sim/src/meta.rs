@@ -81,7 +81,8 @@ impl MetaHost {
             ..NodeConfig::new(self.index as u64 + 1, bus.rng.next())
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        self.raft = Some(Raft::open(config, disk, logger).expect("a disk that only forgets what was not synced is sound"));
+        self.raft =
+            Some(Raft::open(config, disk, logger).expect("a disk that only forgets what was not synced is sound"));
         self.publish(bus);
         self.drain(bus);
         self.arm(bus);

@@ -11,8 +11,8 @@ use cairn_osd_core::{
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    self, ChangePgsRequest, CommandReply, Location, OsdReports, RegisterOsdRequest, ReportDownRequest, ReportOsdRequest,
-    ReportPurgedRequest,
+    self, ChangePgsRequest, CommandReply, Location, OsdReports, RegisterOsdRequest, ReportDownRequest,
+    ReportOsdRequest, ReportPurgedRequest,
 };
 use cairn_types::io::ReplyBody;
 use cairn_types::map::{ClusterMap, PgConfig};
@@ -22,7 +22,9 @@ use cairn_types::{Epoch, Incarnation, OsdId, PgId, RequestId};
 use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
 use crate::caller::Caller;
 use crate::check::flush::Synced;
+use crate::engine::Engine;
 use crate::medium::{Done, Medium};
+use crate::model::Model;
 use crate::rng::Rng;
 
 /// Between looks at the metadata service.
@@ -85,6 +87,8 @@ pub(crate) struct OsdHost {
     persisting: BTreeMap<u64, Vec<crate::check::flush::Effect>>,
     pub(crate) seen_epoch: Epoch,
     pub(crate) stopped: bool,
+    /// Why its store failed.
+    pub(crate) failure: Option<String>,
     /// The PG of each write that came.
     requests: BTreeMap<RequestId, PgId>,
     /// Acknowledged since the world looked last.
@@ -92,17 +96,20 @@ pub(crate) struct OsdHost {
 }
 
 impl OsdHost {
-    pub(crate) fn new(index: usize, rng: &mut Rng) -> Self {
+    pub(crate) fn new(index: usize, rng: &mut Rng, model: bool) -> Self {
+        let uuid = 0x05d0_0000 + index as u128;
+        let medium =
+            if model { Medium::Model(Model::default()) } else { Medium::Engine(Box::new(Engine::new(uuid, rng))) };
         Self {
             index,
-            uuid: 0x05d0_0000 + index as u128,
+            uuid,
             life: 0,
             alive: false,
             paused: false,
             inbox: Vec::new(),
             identity: Identity::default(),
             incarnations: BTreeMap::new(),
-            medium: Medium::default(),
+            medium,
             core: None,
             caller: None,
             rate: rng.between(976_000, 1_024_000),
@@ -120,6 +127,7 @@ impl OsdHost {
             persisting: BTreeMap::new(),
             seen_epoch: Epoch(0),
             stopped: false,
+            failure: None,
             requests: BTreeMap::new(),
             acks: Vec::new(),
         }
@@ -183,9 +191,6 @@ impl OsdHost {
         let mut rng = bus.rng.fork(self.index as u64);
         self.medium.crash(power, &mut rng);
         self.persisting.clear();
-        for (pg, restarted, log) in self.medium.logs() {
-            self.synced.found(pg, restarted, log.map(|entry| (entry.version.seq, entry.request)));
-        }
         self.alive = false;
         self.paused = false;
         self.inbox.clear();
@@ -208,7 +213,11 @@ impl OsdHost {
             log_entries: 48,
             ..Config::new(id, Incarnation(reply.incarnation), Epoch(reply.epoch))
         };
-        let (epoch, pgs) = self.medium.load();
+        let (epoch, pgs) = self.medium.load().expect("a disk that keeps its promises opens");
+        for (pg, loaded) in &pgs {
+            let log = loaded.log.iter().map(|entry| (entry.version.seq, entry.request));
+            self.synced.found(*pg, loaded.log.first().map_or(loaded.commit, |entry| entry.version.seq - 1), log);
+        }
         assert!(epoch <= Epoch(reply.epoch), "an OSD has seen an epoch that no registration follows");
         let (core, damaged) = OsdCore::load(config, bus.rng.next(), self.local(bus.now), epoch, pgs);
         assert!(damaged.is_empty(), "a disk that keeps its promises loads: {damaged:?}");
@@ -297,6 +306,12 @@ impl OsdHost {
                 }
                 Done::Read(tag, result) => core.handle_read(now, ReadToken(tag), result),
                 Done::Listed(tag, objects) => core.handle_list(now, ListToken(tag), objects),
+                Done::Failed(error) => {
+                    bus.say(|| format!("osd {}: its store failed: {error}", self.index));
+                    bus.stats.sometimes("a store fails");
+                    self.failure = Some(error);
+                    self.stopped = true;
+                }
             }
         }
         self.drain(bus, directory);
@@ -445,7 +460,11 @@ impl OsdHost {
             }
             Output::PersistEpoch { token, epoch } => self.medium.submit_epoch(token.0, epoch),
             Output::Read { token, pg, object, offset, len } => self.medium.read(token.0, pg, object, offset, len),
-            Output::List { token, pg, after, limit } => self.medium.list(token.0, pg, after, limit),
+            Output::List { token, pg, after, limit } => {
+                let pools = &self.core.as_ref().expect("alive").map().pools;
+                let pg_count = pools.get(&pg.pool).map_or(1, |pool| pool.pg_count);
+                self.medium.list(token.0, pg, pg_count, after, limit);
+            }
             Output::SendPeer { to, message } => {
                 if let Some(index) = directory.index.get(&to) {
                     note_peer(bus, &message);

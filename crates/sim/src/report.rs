@@ -98,9 +98,8 @@ impl Summary {
     /// For machines.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let failure = |report: &Report| {
-            json!({ "seed": report.seed, "failure": report.failure, "replay": report.command() })
-        };
+        let failure =
+            |report: &Report| json!({ "seed": report.seed, "failure": report.failure, "replay": report.command() });
         let mean = |count: u64| count as f64 / self.seeds.max(1) as f64;
         json!({
             "seeds": self.seeds,
@@ -123,7 +122,12 @@ impl Summary {
     pub fn to_text(&self) -> String {
         let mean = |count: u64| count as f64 / self.seeds.max(1) as f64;
         let mut lines = vec![
-            format!("{} seeds, {} operations, {:.1} simulated hours", self.seeds, self.stats.ops, self.stats.simulated as f64 / 3.6e12),
+            format!(
+                "{} seeds, {} operations, {:.1} simulated hours",
+                self.seeds,
+                self.stats.ops,
+                self.stats.simulated as f64 / 3.6e12
+            ),
             format!(
                 "a seed has {:.0} operations, {:.1} faults and {:.1} failovers in the mean",
                 mean(self.stats.ops),

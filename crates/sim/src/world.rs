@@ -61,7 +61,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
-        let osds = (0..options.osds).map(|index| OsdHost::new(index, &mut rng)).collect();
+        let osds = (0..options.osds).map(|index| OsdHost::new(index, &mut rng, options.model)).collect();
         let bus = Bus::new(rng.fork(1), options.verbose);
         Self {
             bus,
@@ -98,7 +98,9 @@ impl World {
         let limit = self.bus.now + self.options.liveness;
         let whole = |world: &Self| world.is_whole();
         if !self.until(limit, whole) {
-            self.fail(|world| format!("not whole again {} s after healing: {}", world.options.liveness / SECOND, world.ailments()));
+            self.fail(|world| {
+                format!("not whole again {} s after healing: {}", world.options.liveness / SECOND, world.ailments())
+            });
         }
         self.sweep();
         let limit = self.bus.now + 20 * SECOND;
@@ -282,6 +284,9 @@ impl World {
                 self.failure.get_or_insert(failure);
             }
         }
+        if let Some(failure) = self.osds[index].failure.take() {
+            self.fail(|_| format!("osd {index}: {failure}"));
+        }
         if self.osds[index].stopped {
             self.osds[index].kill(&mut self.bus, false);
             self.bus.after(300 * MS, Event::Restart(Node::Osd(index)));
@@ -339,8 +344,7 @@ impl World {
         let request = CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false };
         self.keeper.call(&mut self.bus, Payload::CreatePool(request), Setup::Pool);
         for index in 0..self.clients.len() {
-            let request =
-                RegisterNodeRequest { mutation: None, name: format!("node{index}"), location: None };
+            let request = RegisterNodeRequest { mutation: None, name: format!("node{index}"), location: None };
             self.keeper.call(&mut self.bus, Payload::RegisterNode(request), Setup::Node);
         }
     }
@@ -615,9 +619,10 @@ impl World {
             return;
         }
         let map = Arc::clone(self.newest_map());
+        let (directory, osds) = (&self.directory, &mut self.osds);
         let content = |id: OsdId, pg: PgId| {
-            let host = self.directory.index.get(&id).map(|index| &self.osds[*index]);
-            host.map(|host| host.medium.content(pg)).unwrap_or_default()
+            let host = directory.index.get(&id).map(|index| &mut osds[*index]);
+            host.map(|host| host.medium.content(pg, PGS)).unwrap_or_default()
         };
         let equal = replicas::check(&map, content);
         let linear = linear::check(&self.history);

@@ -50,16 +50,12 @@ impl Synced {
         }
     }
 
-    /// What a new life finds of a PG's log is durable, whether its flush was seen to complete or not.
-    pub(crate) fn found(&mut self, pg: PgId, restarted: u64, log: impl Iterator<Item = (u64, RequestId)>) {
+    /// What a new life finds of a PG's log is durable, whether its flush was seen to complete or not; what lies
+    /// below it was committed and durable when it was forgotten.
+    pub(crate) fn found(&mut self, pg: PgId, base: u64, log: impl Iterator<Item = (u64, RequestId)>) {
         let log = log.collect::<BTreeMap<_, _>>();
-        let entries = self.entries.entry(pg).or_default();
-        if self.bases.insert(pg, restarted) != Some(restarted) {
-            entries.clear();
-        }
-        let first = log.keys().next().copied().unwrap_or(u64::MAX);
-        entries.retain(|seq, _| *seq < first);
-        entries.extend(log);
+        self.bases.insert(pg, base);
+        self.entries.insert(pg, log);
     }
 
     /// Where a request stands in a PG's log here.

@@ -8,12 +8,13 @@ use cairn_types::{ObjectId, OsdId, PgId};
 /// The first PG whose replicas differ.
 pub(crate) fn check(
     map: &ClusterMap,
-    content: impl Fn(OsdId, PgId) -> BTreeMap<(ObjectId, u32), u32>,
+    mut content: impl FnMut(OsdId, PgId) -> BTreeMap<(ObjectId, u32), u32>,
 ) -> Result<(), String> {
     for (pg, config) in &map.pgs {
-        let mut copies = config.isr.iter().map(|osd| (*osd, content(*osd, *pg)));
-        let Some((first, reference)) = copies.next() else { continue };
-        for (osd, copy) in copies {
+        let Some((first, others)) = config.isr.split_first() else { continue };
+        let reference = content(*first, *pg);
+        for osd in others {
+            let copy = content(*osd, *pg);
             if copy == reference {
                 continue;
             }
