@@ -27,6 +27,7 @@ use crate::store::cache::Cache;
 use crate::store::etcd::{Etcd, StoreError};
 use bytes::Bytes;
 use http::HeaderMap;
+use list::Selection;
 use proxy::AgentDoor;
 pub(crate) use route::Door;
 use std::collections::BTreeMap;
@@ -143,15 +144,15 @@ impl Api {
         }
     }
 
-    /// What the gate of a kind asks to know.
-    async fn facts(&self, gate: Gate) -> Facts {
+    /// What the gate of a kind asks to know, as new as can be: a class may have been made a moment ago.
+    async fn facts(&self, gate: Gate) -> Result<Facts, ApiError> {
         match gate {
-            Gate::None => Facts::default(),
+            Gate::None => Ok(Facts::default()),
             Gate::Claim => {
                 let classes =
                     self.served("storage.k8s.io", "v1", "storageclasses").expect("claims are served with classes");
-                classes.cache.ready().await;
-                Facts { classes: classes.cache.snapshot("").0.iter().map(|stored| stored.object()).collect() }
+                let listed = self.newest(classes, &Selection::everything()).await?;
+                Ok(Facts { classes: listed.items.iter().map(|stored| stored.object()).collect() })
             }
         }
     }

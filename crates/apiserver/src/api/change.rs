@@ -182,7 +182,7 @@ impl Api {
             }
             check(resource, edit.part, &old, &new)?;
             if edit.part == Part::Main && resource.gate.looks_at_update(&new, &old) {
-                resource.gate.update(&new, &old, &self.facts(resource.gate).await)?;
+                resource.gate.update(&new, &old, &self.facts(resource.gate).await?)?;
             }
             if new == old {
                 return Ok(current);

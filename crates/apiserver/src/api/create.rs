@@ -91,7 +91,9 @@ impl Api {
         }
         let given = object.clone();
         (resource.defaults)(&mut object);
-        resource.gate.create(&mut object, &self.facts(resource.gate).await);
+        if resource.gate.looks_at_create(&object) {
+            resource.gate.create(&mut object, &self.facts(resource.gate).await?);
+        }
         if let Some(manager) = manager.filter(|_| resource.field_owners) {
             let mut given = given;
             if resource.status {

@@ -41,6 +41,11 @@ impl Selection {
         Ok(Selection { namespace: namespace.map(str::to_owned), labels, fields })
     }
 
+    /// Every object.
+    pub(super) fn everything() -> Selection {
+        Selection { namespace: None, labels: Labels::default(), fields: Fields::default() }
+    }
+
     /// The part of keys that all share.
     pub(super) fn prefix(&self) -> String {
         self.namespace.as_ref().map_or_else(String::new, |namespace| format!("{namespace}/"))

@@ -26,10 +26,14 @@ const IS_DEFAULT: [&str; 2] =
     ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 
 impl Gate {
+    /// Whether a new object needs facts at all.
+    pub(crate) fn looks_at_create(self, object: &Value) -> bool {
+        self == Gate::Claim && class_of(object).is_none()
+    }
+
     /// Lets a new object through, completing it.
     pub(crate) fn create(self, object: &mut Value, facts: &Facts) {
-        if self == Gate::Claim
-            && class_of(object).is_none()
+        if self.looks_at_create(object)
             && let Some(class) = default_class(&facts.classes)
         {
             let class = json!(name(class));

@@ -18,6 +18,7 @@ use cairn_proto::etcdserverpb::{
 use cairn_proto::mvccpb::KeyValue;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
@@ -241,7 +242,10 @@ impl Etcd {
         let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
         requests.try_send(request).expect("the channel has room for one and is new");
         let mut client = WatchClient::new(self.channel()).max_decoding_message_size(usize::MAX);
-        match client.watch(tokio_stream::wrappers::ReceiverStream::new(receiver)).await {
+        let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
+        // A member that has lost its leader ends the watch instead of letting it go stale.
+        request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        match client.watch(request).await {
             Ok(reply) => Ok(Watching { replies: reply.into_inner(), _requests: requests }),
             Err(status) => {
                 self.current.fetch_add(1, Ordering::Relaxed);
