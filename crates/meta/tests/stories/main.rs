@@ -1,5 +1,6 @@
 //! Stories told to whole members over real sockets and disks.
 
+mod client;
 mod cluster;
 mod etcd;
 mod etcdctl;
