@@ -79,9 +79,7 @@ enum Verb {
         #[command(subcommand)]
         verb: Option<OsdVerb>,
         #[command(flatten)]
-        target: Target,
-        #[command(flatten)]
-        role: Option<roles::Osd>,
+        role: Option<roles::OsdDaemon>,
     },
     #[command(flatten)]
     Kube(kube::Verb),
@@ -106,7 +104,7 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Role(role) => roles::run(role),
-        Verb::Osd { verb: None, role: Some(role), .. } => roles::run_osd(role),
+        Verb::Osd { verb: None, role: Some(role) } => roles::run_osd(role),
         Verb::Supervise(options) => {
             roles::log_to_stderr();
             roles::runtime(2)?.block_on(up::supervise(options))
@@ -126,7 +124,7 @@ async fn command(verb: Verb) -> Outcome {
         Verb::Volume { verb, target } => admin::volume(verb, &target).await,
         Verb::Pool { verb, target } => admin::pool(verb, &target).await,
         Verb::Node { verb, target } => admin::node(verb, &target).await,
-        Verb::Osd { verb: Some(verb), target, .. } => admin::osd(verb, &target).await,
+        Verb::Osd { verb: Some(verb), .. } => admin::osd(verb).await,
         Verb::Kube(verb) => kube::run(verb).await,
         Verb::Osd { .. } | Verb::Role(_) | Verb::Supervise(_) => unreachable!("handled by `run`"),
     }
@@ -146,7 +144,14 @@ mod tests {
     #[test]
     fn a_role_and_a_noun_share_a_word() {
         let cli = Cli::try_parse_from(["cairn", "osd", "tree", "-o", "json"]).unwrap();
-        assert!(matches!(cli.verb, Verb::Osd { verb: Some(OsdVerb::Tree), .. }));
+        assert!(matches!(cli.verb, Verb::Osd { verb: Some(OsdVerb::Tree(_)), .. }));
+    }
+
+    #[test]
+    fn an_osd_runs_where_no_verb_is_named() {
+        let line = "cairn osd --device /d --meta h:1,h:2 --listen unix:/s --host n";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        assert!(matches!(cli.verb, Verb::Osd { verb: None, role: Some(_) }));
     }
 
     #[test]

@@ -93,7 +93,8 @@ pub(crate) async fn up(options: Up) -> Outcome {
     };
     let layout = Layout::at(&options.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
     if let Some(supervisor) = State::load(&layout).and_then(|state| state.live_supervisor()) {
-        let message = format!("this cluster is running already (supervisor pid {}); `cairn down` stops it", supervisor.pid);
+        let message =
+            format!("this cluster is running already (supervisor pid {}); `cairn down` stops it", supervisor.pid);
         return Err(Failure::new(Code::Failed, message));
     }
     let cluster = decide(&layout, &options)?;
@@ -180,6 +181,8 @@ async fn orchestrator(layout: &Layout, cluster: &Cluster, say: &impl Fn(&str)) -
     let mut lines = Vec::new();
     verbs::apply_text(&client, &namespace, MANIFESTS, false, &mut |line| lines.push(line)).await?;
     lines.iter().for_each(|line| say(&format!("orchestrator: {line}")));
+    // What the API says of the node may be from the cluster's last run; the agent itself is not.
+    wait("the agent to serve", async || tokio::net::TcpStream::connect(cluster.agent_address()).await.ok()).await?;
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client.clone());
     let drivers: Api<k8s_openapi::api::storage::v1::CSINode> = Api::all(client);
     wait("the node to become Ready", async || {

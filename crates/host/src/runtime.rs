@@ -12,6 +12,9 @@ use crate::{Cluster, Layout};
 /// Debian's static busybox, in the places it has been.
 const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
 
+/// What manifests mean by `busybox`.
+const BUSYBOX_REFERENCE: &str = "docker.io/library/busybox:latest";
+
 /// The settings that belong to this cluster alone: clusters side by side differ in directory, bridge and subnet.
 #[must_use]
 pub fn settings(layout: &Layout, cluster: &Cluster) -> Settings {
@@ -42,6 +45,6 @@ pub async fn import_images(settings: &Settings) -> Result<(), String> {
     let busybox = busybox.ok_or("busybox is missing; install Debian's package busybox-static")?;
     let pause = containerd::pause_image(busybox, &[containerd::PAUSE_REFERENCE]).map_err(|error| error.to_string())?;
     containerd::import_image(settings, pause, containerd::PAUSE_REFERENCE).await.map_err(|error| error.to_string())?;
-    let image = containerd::busybox_image(busybox, &[containerd::BUSYBOX]).map_err(|error| error.to_string())?;
-    containerd::import_image(settings, image, containerd::BUSYBOX).await.map_err(|error| error.to_string())
+    let image = containerd::busybox_image(busybox, &[BUSYBOX_REFERENCE]).map_err(|error| error.to_string())?;
+    containerd::import_image(settings, image, BUSYBOX_REFERENCE).await.map_err(|error| error.to_string())
 }

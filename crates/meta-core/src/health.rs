@@ -15,6 +15,8 @@ const SLOW_MS: u64 = 1000;
 
 const WARN: &str = "WARN";
 const ERROR: &str = "ERROR";
+/// Worth knowing; nothing is wrong, and the cluster is healthy with it.
+const NOTE: &str = "NOTE";
 
 /// All checks that have something to say, the grave ones first.
 #[must_use]
@@ -34,11 +36,12 @@ pub fn health(machine: &Machine) -> HealthReply {
     summed_up(checks)
 }
 
-/// The reply of some checks: sorted, with the worst as the status.
+/// The reply of some checks: sorted, with the worst as the status. Notes alone leave it OK.
 #[must_use]
 pub fn summed_up(mut checks: Vec<HealthCheck>) -> HealthReply {
-    checks.sort_by_key(|check| (check.severity != ERROR, check.code.clone()));
-    let status = checks.first().map_or("OK", |worst| &worst.severity).to_owned();
+    checks.sort_by_key(|check| (check.severity != ERROR, check.severity == NOTE, check.code.clone()));
+    let worst = checks.first().filter(|worst| worst.severity != NOTE);
+    let status = worst.map_or("OK", |worst| &worst.severity).to_owned();
     HealthReply { status, checks }
 }
 
@@ -147,7 +150,8 @@ fn pools_crowded(map: &ClusterMap) -> Option<HealthCheck> {
     let one = "pool keeps all its copies on a single host";
     let summary = counted(details.len(), one, "pools keep all their copies on a single host");
     let remedy = "one lost machine loses them all: add OSDs on other hosts and use a pool with failure domain host";
-    (!details.is_empty()).then(|| check("POOL_SINGLE_HOST", false, summary, remedy, details))
+    let note = |check: HealthCheck| HealthCheck { severity: NOTE.to_owned(), ..check };
+    (!details.is_empty()).then(|| note(check("POOL_SINGLE_HOST", false, summary, remedy, details)))
 }
 
 fn pools_too_few_domains(map: &ClusterMap) -> Option<HealthCheck> {

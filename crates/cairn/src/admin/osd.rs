@@ -15,18 +15,19 @@ use crate::size;
 #[derive(Subcommand)]
 pub(crate) enum OsdVerb {
     /// All OSDs.
-    Ls,
+    Ls(Target),
     /// All OSDs where they stand: zone, rack, host.
-    Tree,
+    Tree(Target),
 }
 
-pub(crate) async fn run(verb: OsdVerb, target: &Target) -> Outcome {
+pub(crate) async fn run(verb: OsdVerb) -> Outcome {
+    let (OsdVerb::Ls(target) | OsdVerb::Tree(target)) = &verb;
     let map = target.connect()?.map().await?;
-    match (verb, target.output) {
-        (OsdVerb::Ls, Format::Json) => output::json(&map.osds.values().map(to_json).collect::<Vec<_>>()),
-        (OsdVerb::Ls, Format::Table) => list(&map),
-        (OsdVerb::Tree, Format::Json) => output::json(&tree_json(&map)),
-        (OsdVerb::Tree, Format::Table) => tree(&map),
+    match (&verb, target.output) {
+        (OsdVerb::Ls(_), Format::Json) => output::json(&map.osds.values().map(to_json).collect::<Vec<_>>()),
+        (OsdVerb::Ls(_), Format::Table) => list(&map),
+        (OsdVerb::Tree(_), Format::Json) => output::json(&tree_json(&map)),
+        (OsdVerb::Tree(_), Format::Table) => tree(&map),
     }
     Ok(())
 }
@@ -87,7 +88,13 @@ fn tree(map: &ClusterMap) {
         }
         println!("      host {host}");
         for osd in osds {
-            println!("        {:<8} {:<10} weight {:.4}  {}", osd.id.to_string(), state(osd), weight(osd), osd.device_class);
+            println!(
+                "        {:<8} {:<10} weight {:.4}  {}",
+                osd.id.to_string(),
+                state(osd),
+                weight(osd),
+                osd.device_class
+            );
         }
     }
 }

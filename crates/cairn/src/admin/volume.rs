@@ -98,7 +98,7 @@ pub(crate) async fn run(verb: VolumeVerb, target: &Target) -> Outcome {
         }
         VolumeVerb::Detach { volume } => {
             let volume = find(&client, &volume).await?;
-            let request = UnexportRequest { volume: volume.id, request_id: request_id() };
+            let request = UnexportRequest { volume: volume.id, request_id: request_id(), force: false };
             attach_daemon(target).await?.unexport(request).await.map_err(refused)?;
             println!("volume {} detached", volume.name);
             Ok(())
@@ -231,7 +231,10 @@ fn info(volume: &meta::Volume, format: Format) -> Outcome {
     println!("id          {}", volume.id);
     println!("size        {} ({} bytes)", size::show(volume.size), volume.size);
     println!("pool        {}", volume.pool_name);
-    println!("published   {}", if volume.published_nodes.is_empty() { "-".into() } else { volume.published_nodes.join(" ") });
+    println!(
+        "published   {}",
+        if volume.published_nodes.is_empty() { "-".into() } else { volume.published_nodes.join(" ") }
+    );
     for a in &volume.attachments {
         println!("attached    {} under generation {} ({})", a.node, a.generation, a.mode().as_str_name());
     }

@@ -33,7 +33,8 @@ pub(crate) async fn apply_text(
         let (api_version, kind, name) = identity(&object)?;
         let resource = catalogue.of_manifest(&api_version, &kind)?;
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or(namespace);
-        let mut uri = format!("{}/{name}?fieldManager=cairn&force=true&fieldValidation=Strict", resource.path(Some(namespace)));
+        let mut uri =
+            format!("{}/{name}?fieldManager=cairn&force=true&fieldValidation=Strict", resource.path(Some(namespace)));
         if dry_run {
             uri.push_str("&dryRun=All");
         }

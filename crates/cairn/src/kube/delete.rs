@@ -12,13 +12,7 @@ use super::resources::Catalogue;
 use super::{Scope, connect};
 use crate::failure::{Code, Failure, Outcome};
 
-pub(super) async fn run(
-    files: &[PathBuf],
-    target: &[String],
-    scope: &Scope,
-    timeout_s: u64,
-    dry_run: bool,
-) -> Outcome {
+pub(super) async fn run(files: &[PathBuf], target: &[String], scope: &Scope, timeout_s: u64, dry_run: bool) -> Outcome {
     let (client, namespace) = connect::client(scope).await?;
     let catalogue = Catalogue::read(&client).await?;
     let mut doomed = Vec::new();
@@ -52,7 +46,9 @@ fn targets(words: &[String]) -> Result<Vec<(&str, &str)>, Failure> {
         return Ok(words.iter().filter_map(|word| word.split_once('/')).collect());
     }
     match words {
-        [typed, names @ ..] if !names.is_empty() => Ok(names.iter().map(|name| (typed.as_str(), name.as_str())).collect()),
+        [typed, names @ ..] if !names.is_empty() => {
+            Ok(names.iter().map(|name| (typed.as_str(), name.as_str())).collect())
+        }
         _ => Err(Failure::new(Code::Failed, "name what to delete: `cairn delete pod NAME`")),
     }
 }
@@ -80,7 +76,10 @@ async fn wait_gone(client: &Client, doomed: &[(String, String)], limit: Duration
                 Err(kube::Error::Api(status)) if status.code == 404 => break,
                 Err(error) => return Err(error.into()),
                 Ok(_) if tokio::time::Instant::now() > deadline => {
-                    let message = format!("{label} is still there after {} s; `cairn get {label} -o yaml` shows its finalizers", limit.as_secs());
+                    let message = format!(
+                        "{label} is still there after {} s; `cairn get {label} -o yaml` shows its finalizers",
+                        limit.as_secs()
+                    );
                     return Err(Failure::new(Code::Failed, message));
                 }
                 Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,

@@ -46,10 +46,8 @@ pub(super) async fn run(query: Query, scope: &Scope) -> Outcome {
     let resource = catalogue.named(&typed)?;
     let uri = uri(&query, resource, name.as_deref(), &namespace);
     let accept = if matches!(query.form, Form::Table | Form::Wide) { TABLE } else { "application/json" };
-    let request = Request::get(uri)
-        .header("Accept", accept)
-        .body(Vec::new())
-        .map_err(Failure::while_("building the request"))?;
+    let request =
+        Request::get(uri).header("Accept", accept).body(Vec::new()).map_err(Failure::while_("building the request"))?;
     let answer: Value = client.request(request).await?;
     match query.form {
         Form::Json => output::json(&answer),
@@ -103,20 +101,24 @@ fn print_table(answer: &Value, wide: bool, namespaces: bool) {
         println!("No resources found");
         return;
     }
-    let shown: Vec<usize> = (0..columns.len()).filter(|at| wide || columns[*at]["priority"].as_i64().unwrap_or(0) == 0).collect();
+    let shown: Vec<usize> =
+        (0..columns.len()).filter(|at| wide || columns[*at]["priority"].as_i64().unwrap_or(0) == 0).collect();
     let mut heading: Vec<String> =
         shown.iter().map(|at| columns[*at]["name"].as_str().unwrap_or_default().to_uppercase()).collect();
     if namespaces {
         heading.insert(0, "NAMESPACE".to_owned());
     }
     let heading: Vec<&str> = heading.iter().map(String::as_str).collect();
-    output::table(&heading, rows.iter().map(|row| {
-        let mut cells: Vec<String> = shown.iter().map(|at| cell(&row["cells"][*at])).collect();
-        if namespaces {
-            cells.insert(0, cell(&row["object"]["metadata"]["namespace"]));
-        }
-        cells
-    }));
+    output::table(
+        &heading,
+        rows.iter().map(|row| {
+            let mut cells: Vec<String> = shown.iter().map(|at| cell(&row["cells"][*at])).collect();
+            if namespaces {
+                cells.insert(0, cell(&row["object"]["metadata"]["namespace"]));
+            }
+            cells
+        }),
+    );
 }
 
 fn cell(value: &Value) -> String {
