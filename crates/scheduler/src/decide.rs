@@ -116,7 +116,9 @@ fn asks_for_what_is_not_served(pod: &Pod) -> Option<String> {
         required.is_some_and(|terms| !terms.is_empty()) || apart.is_some_and(|terms| !terms.is_empty())
     });
     if between_pods {
-        return Some("required pod affinity and anti-affinity are not served by this scheduler; remove them, or use nodeSelector".into());
+        let why = "required pod affinity and anti-affinity are not served by this scheduler; remove them, or use \
+                   nodeSelector";
+        return Some(why.into());
     }
     let spread = spec.topology_spread_constraints.iter().flatten();
     let strict = spread.into_iter().any(|constraint| constraint.when_unsatisfiable == "DoNotSchedule");

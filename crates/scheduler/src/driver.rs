@@ -107,7 +107,10 @@ where
         while let Some(event) = stream.next().await {
             match event {
                 Ok(_) => changed.notify_one(),
-                Err(error) => tracing::debug!(%error, kind = %<K as Resource>::kind(&()), "the watch broke off; it is tried again"),
+                Err(error) => {
+                    let kind = <K as Resource>::kind(&());
+                    tracing::debug!(%error, %kind, "the watch broke off; it is tried again");
+                }
             }
         }
     });
