@@ -240,6 +240,10 @@ impl Bus {
         }
     }
 
+    pub(crate) fn any_cut(&self) -> bool {
+        !self.cuts.is_empty()
+    }
+
     pub(crate) fn mend_all(&mut self) {
         self.cuts.clear();
         self.weather = Weather::default();

@@ -333,7 +333,7 @@ impl ClientHost {
 
     pub(crate) fn handle_reset(&mut self, bus: &mut Bus, history: &mut History, directory: &Directory, peer: Node) {
         let Node::Osd(index) = peer else { return };
-        let osd = directory.index.iter().find(|(_, i)| **i == index).map(|(osd, _)| *osd);
+        let osd = directory.index.iter().rev().find(|(_, i)| **i == index).map(|(osd, _)| *osd);
         if let (Some(osd), Holding::Working { core, .. }) = (osd, &mut self.holding)
             && let Some(link) = self.links.get_mut(&osd)
         {

@@ -22,6 +22,8 @@ pub(crate) enum Fault {
     Weather { drop: u64, twice: u64, reorder: bool, delay: u64, delay_max: Nanos, lasts: Nanos },
     /// Another client takes a volume over.
     Steal { volume: usize },
+    /// An OSD dies for good with its disk; an empty one takes its place in the machine.
+    Lose { osd: Pick },
     /// Everything loses its power at once.
     Blackout { back: Nanos },
 }
@@ -70,6 +72,7 @@ impl Fault {
             Self::SlowDisk { .. } => "slow disk",
             Self::Weather { .. } => "bad network",
             Self::Steal { .. } => "take-over of a volume",
+            Self::Lose { .. } => "loss of a disk",
             Self::Blackout { .. } => "power cut of everything",
         }
     }
@@ -149,7 +152,8 @@ fn draw(rng: &mut Rng, osds: usize, members: usize) -> Fault {
             delay_max: rng.between(5 * MS, 5 * SECOND),
             lasts: rng.between(500 * MS, 6 * SECOND),
         },
-        87..97 => Fault::Steal { volume: rng.below(2) as usize },
+        87..91 => Fault::Lose { osd },
+        91..97 => Fault::Steal { volume: rng.below(2) as usize },
         _ => Fault::Blackout { back: rng.between(500 * MS, 4 * SECOND) },
     }
 }

@@ -98,8 +98,7 @@ pub(crate) struct OsdHost {
 impl OsdHost {
     pub(crate) fn new(index: usize, rng: &mut Rng, model: bool) -> Self {
         let uuid = 0x05d0_0000 + index as u128;
-        let medium =
-            if model { Medium::Model(Model::default()) } else { Medium::Engine(Box::new(Engine::new(uuid, rng))) };
+        let medium = new_medium(uuid, rng, model);
         Self {
             index,
             uuid,
@@ -135,6 +134,15 @@ impl OsdHost {
 
     fn node(&self) -> Node {
         Node::Osd(self.index)
+    }
+
+    /// An empty disk, of another identity, for the next life.
+    pub(crate) fn replace_disk(&mut self, rng: &mut Rng, model: bool) {
+        self.uuid += 0x100;
+        self.identity = Identity::default();
+        self.synced = Synced::default();
+        self.seen_epoch = Epoch(0);
+        self.medium = new_medium(self.uuid, rng, model);
     }
 
     pub(crate) fn id(&self) -> Option<OsdId> {
@@ -538,9 +546,13 @@ impl OsdHost {
     }
 }
 
+fn new_medium(uuid: u128, rng: &mut Rng, model: bool) -> Medium {
+    if model { Medium::Model(Model::default()) } else { Medium::Engine(Box::new(Engine::new(uuid, rng))) }
+}
+
 fn osd_of(directory: &Directory, node: Node) -> Option<OsdId> {
     let Node::Osd(index) = node else { return None };
-    directory.index.iter().find(|(_, i)| **i == index).map(|(id, _)| *id)
+    directory.index.iter().rev().find(|(_, i)| **i == index).map(|(id, _)| *id)
 }
 
 /// A transaction in one line, for whoever replays a seed.

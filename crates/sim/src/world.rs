@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    CreatePoolRequest, CreateVolumeRequest, DownEvidence, Pool, RegisterNodeRequest, ReportDownRequest,
+    CreatePoolRequest, CreateVolumeRequest, DownEvidence, Pool, RegisterNodeRequest, ReportDownRequest, SetOsdPlaced,
 };
 use cairn_types::map::ClusterMap;
 use cairn_types::peer::PgState;
@@ -400,7 +400,9 @@ impl World {
             return;
         }
         self.bus.say(|| format!("fault: {fault:?}"));
-        *self.bus.stats.faults.entry(fault.kind()).or_default() += 1;
+        if !matches!(fault, Fault::Lose { .. }) {
+            *self.bus.stats.faults.entry(fault.kind()).or_default() += 1;
+        }
         match fault {
             Fault::Kill { osd, power, back, exited } => {
                 let index = self.choose(osd);
@@ -447,6 +449,12 @@ impl World {
                     self.clients[client].take(&mut self.bus, *volume);
                 }
             }
+            Fault::Lose { osd } => {
+                let index = self.choose(osd);
+                if self.is_spare(index) {
+                    self.lose(index);
+                }
+            }
             Fault::Blackout { back } => {
                 for index in 0..self.osds.len() {
                     let later = back + self.bus.rng.below(SECOND);
@@ -454,6 +462,28 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Nothing depends on this disk alone: all is well, and every group it belongs to has another copy to spare.
+    fn is_spare(&self, index: usize) -> bool {
+        let Some(id) = self.osds[index].id() else { return false };
+        let map = self.newest_map();
+        let rich = |config: &cairn_types::map::PgConfig| {
+            !config.isr.contains(&id) || config.isr.len() > self.options.min_size as usize
+        };
+        let well = self.osds.iter().all(|osd| osd.alive && !osd.paused) && !self.bus.any_cut();
+        well && self.metas.iter().all(MetaHost::is_alive) && map.pgs.values().all(rich)
+    }
+
+    fn lose(&mut self, index: usize) {
+        let id = self.osds[index].id().expect("spare ones are registered");
+        *self.bus.stats.faults.entry("loss of a disk").or_default() += 1;
+        self.bus.say(|| format!("osd {index} ({id}) loses its disk"));
+        self.kill_osd(index, true, 2 * SECOND, Some(0));
+        let mut rng = self.bus.rng.fork(99);
+        self.osds[index].replace_disk(&mut rng, self.options.model);
+        let request = SetOsdPlaced { id: id.0, placed: false, weight: None };
+        self.keeper.call(&mut self.bus, Payload::SetOsdPlaced(request), Setup::Other);
     }
 
     fn kill_osd(&mut self, index: usize, power: bool, back: Nanos, exited: Option<Nanos>) {

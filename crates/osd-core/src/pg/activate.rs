@@ -4,7 +4,7 @@
 //!
 //! One thing is cut instead of rolled forward: entries of a generation that is fenced by now, where it is certain
 //! that they were not acknowledged, because some in-sync member never persisted them. See
-//! `docs/decisions/0007-fenced-entries-are-cut.md`.
+//! `docs/decisions/0010-fenced-entries-are-cut.md`.
 
 use cairn_types::OsdId;
 use cairn_types::peer::{LogPoint, LogReport, Logged, PgMessage};

@@ -62,6 +62,7 @@ impl Pg {
     pub(super) fn follow_pool(&mut self, ctx: &Ctx<'_>) {
         if let Some(pool) = ctx.map.pools.get(&self.id.pool) {
             self.object_size = pool.object_size;
+            self.size = pool.size as usize;
             self.min_size = pool.min_size as usize;
         }
     }

@@ -118,6 +118,11 @@ impl Pg {
     /// Asks members that nothing was said to yet; forgets what earlier lives of them said.
     pub(super) fn query_members(&mut self, ctx: &mut Ctx<'_>) {
         let (id, c) = (self.id, self.config.c);
+        for osd in self.others().filter(|osd| self.is_unfit(ctx, *osd)).collect::<Vec<_>>() {
+            if let Some(member) = self.primary.as_mut().and_then(|primary| primary.members.get_mut(&osd)) {
+                member.reset(ctx.now, REST_MS);
+            }
+        }
         let Some(primary) = &mut self.primary else { return };
         for (osd, member) in &mut primary.members {
             let life = ctx.peers.incarnation(*osd);

@@ -102,6 +102,7 @@ pub(crate) struct Pg {
     id: PgId,
     me: OsdId,
     object_size: u32,
+    size: usize,
     min_size: usize,
     /// In force here; the newest that a map brought.
     config: PgConfig,
@@ -135,6 +136,7 @@ impl Pg {
             id,
             me,
             object_size: cairn_types::OBJECT_SIZE,
+            size: 1,
             min_size: 1,
             config: PgConfig::default(),
             durable_c: ConfVersion(0),

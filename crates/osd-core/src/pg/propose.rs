@@ -92,27 +92,27 @@ impl Pg {
             .or_else(|| self.with_another_leader(ctx))
             .or_else(|| primary.cut_above.map(|_| self.config.clone()))
             .or_else(|| if primary.is_active() { self.with_joined(ctx) } else { None })
-            .or_else(|| if primary.is_active() { self.with_returned(ctx) } else { None });
+            .or_else(|| if primary.is_active() { self.with_returned(ctx) } else { None })
+            .or_else(|| if primary.is_active() { self.without_surplus(ctx) } else { None });
         changed.map(|config| self.as_change(config))
     }
 
-    /// In-sync members that are down, contradict themselves, or hold everybody up are dropped, if enough remain.
-    fn without_failed(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
-        let primary = self.primary.as_ref()?;
+    /// In-sync members that are down, contradict themselves, or hold everybody up.
+    fn failed(&self, ctx: &Ctx<'_>) -> Vec<OsdId> {
+        let Some(primary) = &self.primary else { return Vec::new() };
         let end = self.log.end().seq();
         let failed = |osd: &OsdId| {
-            *osd != self.me
-                && (ctx.peers.is_down(ctx.now, *osd)
-                    || primary.members.get(osd).is_some_and(|m| m.corrupt || m.is_stalled(ctx.now, end)))
+            ctx.peers.is_down(ctx.now, *osd)
+                || primary.members.get(osd).is_some_and(|m| m.corrupt || m.is_stalled(ctx.now, end))
         };
-        let isr = self.config.isr.iter().copied().filter(|osd| !failed(osd)).collect::<Vec<_>>();
-        let enough = isr.len() >= self.min_size && isr.len() < self.config.isr.len();
-        enough.then(|| {
-            let gone = |osd: &OsdId| self.config.isr.contains(osd) && !isr.contains(osd);
-            let acting = self.config.acting.iter().copied().filter(|osd| !gone(osd)).collect();
-            let backfill = self.config.backfill.iter().copied().filter(|osd| !gone(osd)).collect();
-            PgConfig { isr: isr.clone(), acting, backfill, ..self.config.clone() }
-        })
+        self.config.isr.iter().copied().filter(|osd| *osd != self.me && failed(osd)).collect()
+    }
+
+    /// Failed members are dropped, if enough remain.
+    fn without_failed(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
+        let failed = self.failed(ctx);
+        let enough = !failed.is_empty() && self.config.isr.len() - failed.len() >= self.min_size;
+        enough.then(|| without(&self.config, &failed))
     }
 
     /// This OSD's disk is sick, or its copy is: another in-sync member leads.
@@ -124,42 +124,45 @@ impl Pg {
             **osd != self.me && !ctx.peers.is_down(ctx.now, **osd) && u64::from(ctx.peers.oldest_io_ms(**osd)) < SICK_MS
         };
         let leader = *self.config.isr.iter().find(fit)?;
-        let rest = |set: &[OsdId]| set.iter().copied().filter(|osd| *osd != self.me).collect::<Vec<_>>();
-        let isr = rest(&self.config.isr);
-        if isr.len() < self.min_size {
+        let rest = without(&self.config, &[self.me]);
+        if rest.isr.len() < self.min_size {
             return self.usable.then(|| PgConfig { primary: Some(leader), ..self.config.clone() });
         }
-        let acting = rest(&self.config.acting);
-        Some(PgConfig { primary: Some(leader), isr, acting, ..self.config.clone() })
+        Some(PgConfig { primary: Some(leader), ..rest })
     }
 
-    /// Members that have everything, receive everything, and have granted their lease join the in-sync set (I3).
+    /// Members that have everything, receive everything, and have granted their lease join the in-sync set (I3). A
+    /// failed member that could not be dropped, because too few would have remained, is replaced in the same step.
     fn with_joined(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
         let primary = self.primary.as_ref()?;
-        let commit = self.log.commit();
+        let failed = self.failed(ctx);
+        let (commit, end) = (self.log.commit(), self.log.end().seq());
         let whole = |osd: &OsdId| {
             primary.members.get(osd).is_some_and(|member| {
+                // While a failed member holds the commit point back, having the whole log must do.
+                let settled = if failed.is_empty() || member.acked < end { commit } else { end };
                 member.is_streaming()
                     && !member.corrupt
                     && member.acked >= commit
-                    && member.recovery.as_ref().is_some_and(|recovery| recovery.is_whole(commit))
+                    && member.recovery.as_ref().is_some_and(|recovery| recovery.is_whole(settled))
                     && ctx.peers.holds_lease(ctx.now, *osd)
                     && !ctx.peers.is_down(ctx.now, *osd)
                     && u64::from(ctx.peers.oldest_io_ms(*osd)) < SICK_MS
             })
         };
         let outside = primary.members.keys().copied().filter(|osd| !self.config.isr.contains(osd));
-        let joined = outside.filter(whole).collect::<Vec<_>>();
-        if joined.is_empty() {
+        let (filled, caught_up): (Vec<_>, Vec<_>) =
+            outside.filter(whole).partition(|osd| self.config.backfill.contains(osd));
+        if filled.is_empty() && caught_up.is_empty() {
             return None;
         }
         let mut config = self.config.clone();
-        let (filled, caught_up): (Vec<_>, Vec<_>) = joined.into_iter().partition(|osd| config.backfill.contains(osd));
         // A member that was filled from nothing is first one that has caught up, then in sync.
         config.backfill.retain(|osd| !filled.contains(osd));
         config.acting.extend(filled);
         config.isr.extend(caught_up);
-        Some(config)
+        let enough = config.isr.len() - failed.len() >= self.min_size;
+        Some(if enough { without(&config, &failed) } else { config })
     }
 
     /// OSDs that placement wants and that are reachable become members: catching up where their dirty map is
@@ -169,6 +172,7 @@ impl Pg {
             **osd != self.me
                 && !super::is_member(&self.config, **osd)
                 && !ctx.peers.is_down(ctx.now, **osd)
+                && !ctx.peers.is_full(**osd)
                 && u64::from(ctx.peers.oldest_io_ms(**osd)) < SICK_MS
         };
         let (known, new): (Vec<_>, Vec<_>) =
@@ -180,6 +184,25 @@ impl Pg {
         config.acting.extend(known);
         config.backfill.extend(new);
         Some(config)
+    }
+
+    /// Once everybody that placement wants is in sync, and they are as many as the pool asks for, the others go;
+    /// this OSD too, if it is one of them.
+    fn without_surplus(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
+        let up = &self.config.up;
+        let in_sync = |osd: &OsdId| self.config.isr.contains(osd) && !ctx.peers.is_down(ctx.now, *osd);
+        if up.len() < self.size || !up.iter().all(in_sync) {
+            return None;
+        }
+        let members = self.config.acting.iter().chain(&self.config.backfill).chain(&self.config.isr);
+        let surplus = members.copied().filter(|osd| !up.contains(osd)).collect::<Vec<_>>();
+        let leader = if surplus.contains(&self.me) { up.first().copied() } else { Some(self.me) };
+        (!surplus.is_empty()).then(|| PgConfig { primary: leader, ..without(&self.config, &surplus) })
+    }
+
+    /// A member that has no room cannot be brought back, and takes no entries meanwhile.
+    pub(super) fn is_unfit(&self, ctx: &Ctx<'_>, osd: OsdId) -> bool {
+        ctx.peers.is_full(osd) && !self.config.isr.contains(&osd)
     }
 
     /// The proposal to be sent now, if there is one.
@@ -238,4 +261,10 @@ impl Pg {
             Stage::Wanted | Stage::Sent(_) | Stage::Applied(_) => None,
         }
     }
+}
+
+/// A configuration without these members.
+fn without(config: &PgConfig, gone: &[OsdId]) -> PgConfig {
+    let rest = |set: &[OsdId]| set.iter().copied().filter(|osd| !gone.contains(osd)).collect::<Vec<_>>();
+    PgConfig { isr: rest(&config.isr), acting: rest(&config.acting), backfill: rest(&config.backfill), ..config.clone() }
 }
