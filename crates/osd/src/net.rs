@@ -12,7 +12,7 @@ use cairn_rpc::{Address, Connection, ConnectionError, Event, Limits, Local, Read
 use cairn_types::io::{ClientReply, ClientRequest};
 use cairn_types::peer::PeerMessage;
 use cairn_types::{Epoch, Incarnation, OsdId};
-use cairn_wire::{Hello, Identity, Message, PROTOCOL};
+use cairn_wire::{CloseReason, Hello, Identity, Message, PROTOCOL};
 use mio::{Interest, Registry, Token};
 
 use crate::socket::{Listener, Socket};
@@ -259,7 +259,12 @@ impl Network {
             to: osd,
             shard: 0,
         };
-        let Some(address) = self.peers.get(&osd).and_then(|peer| peer.addresses.first().cloned()) else { return };
+        // Each attempt takes the next address: the first that works is the best one for both sides.
+        let address = self.peers.get(&osd).and_then(|peer| {
+            let turn = peer.failures as usize % peer.addresses.len().max(1);
+            peer.addresses.get(turn).cloned()
+        });
+        let Some(address) = address else { return };
         let opened = Socket::connect(&address)
             .and_then(|socket| self.open(socket, Connection::dial(hello, Limits::default()), Side::PeerOut(osd)));
         match opened {
@@ -323,6 +328,15 @@ impl Network {
     fn handle_event(&mut self, now: Time, token: usize, event: Event, arrivals: &mut Vec<Arrival>) {
         let Some(open) = self.connections.get_mut(&token) else { return };
         match (event, open.side) {
+            (Event::Hello(Hello { identity: Identity::Osd { id, incarnation }, .. }), Side::Unknown)
+                if self.peers.get(&id).is_some_and(|peer| incarnation < peer.incarnation) =>
+            {
+                tracing::info!(osd = %id, %incarnation, "an earlier life dialled; hanging up");
+                open.connection.close(CloseReason::DeadIncarnation);
+                // It learns the reason if it still listens; the map tells it as well.
+                let _ = open.connection.on_writable(&mut open.socket);
+                self.close(token);
+            }
             (Event::Hello(hello), Side::Unknown) => {
                 open.side = match hello.identity {
                     Identity::Client { .. } => Side::Client,

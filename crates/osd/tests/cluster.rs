@@ -230,7 +230,7 @@ async fn what_is_written_survives_stops_and_returns() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_in_use_and_an_exposed_address_are_refused() {
-    let mut cluster = Cluster::start(1).await;
+    let cluster = Cluster::start(1).await;
     let refused = cairn_osd::run(cluster.config(0), CancellationToken::new()).await.unwrap_err();
     assert!(refused.to_string().contains("in use by another process"), "{refused}");
     let mut config = cluster.config(0);

@@ -60,6 +60,7 @@ pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<(), Error> {
         mount: 0,
         identity: Identity { cluster: Uuid::nil(), osd_uuid: options.osd_uuid, osd: None, incarnation: Incarnation(0) },
         device_len,
+        compat: 0,
         shards: vec![ShardLayout { ring_start: REGIONS_START, ring_len, area_start, area_len }],
         checkpoint: Checkpoint {
             next_lsn: 1,

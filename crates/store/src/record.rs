@@ -55,7 +55,7 @@ impl Header {
     pub(crate) fn seal(&self, transactions: &[u8]) -> (Vec<u8>, u32) {
         let mut w = Writer::default();
         w.u32(MAGIC).u16(VERSION).u16(if self.filler { 2 } else { 1 });
-        w.u32(0).u16(0).u16(0).u128(self.osd_uuid); // checksum at 8; shard, flags
+        w.u32(0).u16(0).u16(0).raw(&self.osd_uuid.to_be_bytes()); // checksum at 8; shard, flags
         w.u64(self.lsn).u32(self.prev_crc).u32(self.meta_len).u32(self.blocks).u32(self.transactions);
         w.u64(self.mount).u64(self.incarnation).u64(self.durable_lsn).u64(0).u64(0);
         debug_assert_eq!(w.bytes.len(), HEADER);
@@ -75,7 +75,7 @@ impl Header {
         }
         let (version, kind, crc) = (r.u16("version")?, r.u16("kind")?, r.u32("checksum")?);
         r.u32("shard and flags")?;
-        let uuid = r.u128("uuid")?;
+        let uuid = r.u128("uuid")?.swap_bytes();
         let header = Self {
             filler: kind == 2,
             osd_uuid: uuid,

@@ -75,6 +75,8 @@ pub struct Superblock {
     pub identity: Identity,
     /// Size of the device at format.
     pub device_len: u64,
+    /// Feature bits that older programs may ignore; none is known yet, unknown ones are kept.
+    pub compat: u64,
     /// One shard today.
     pub shards: Vec<ShardLayout>,
     /// Where replay starts.
@@ -82,7 +84,7 @@ pub struct Superblock {
 }
 
 /// Feature bits of this program: none yet. An unknown `incompat` bit refuses the disk, an unknown `ro_compat` bit
-/// refuses writing, an unknown `compat` bit is kept and ignored.
+/// refuses it too because opening writes, an unknown `compat` bit is kept and ignored.
 const KNOWN_INCOMPAT: u64 = 0;
 const KNOWN_RO_COMPAT: u64 = 0;
 
@@ -92,7 +94,7 @@ impl Superblock {
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::default();
         w.u64(MAGIC).u16(VERSION).u16(0).u32(0); // checksum at 12, filled in below
-        w.u64(0).u64(KNOWN_RO_COMPAT).u64(KNOWN_INCOMPAT);
+        w.u64(self.compat).u64(KNOWN_RO_COMPAT).u64(KNOWN_INCOMPAT);
         w.u64(self.sequence).u64(self.mount);
         w.raw(self.identity.cluster.as_bytes()).raw(self.identity.osd_uuid.as_bytes());
         w.u32(self.identity.osd.map_or(u32::MAX, |osd| osd.0)).u32(0).u64(self.identity.incarnation.0);
@@ -128,7 +130,7 @@ impl Superblock {
         if version != VERSION {
             return Err(Malformed::Version { what: "superblock", found: version.into(), known: VERSION.into() });
         }
-        let (_compat, ro_compat, incompat) = (r.u64("compat")?, r.u64("ro_compat")?, r.u64("incompat")?);
+        let (compat, ro_compat, incompat) = (r.u64("compat")?, r.u64("ro_compat")?, r.u64("incompat")?);
         for (field, bits) in [("incompat", incompat & !KNOWN_INCOMPAT), ("ro_compat", ro_compat & !KNOWN_RO_COMPAT)] {
             if bits != 0 {
                 return Err(Malformed::Value { field, value: bits });
@@ -151,7 +153,7 @@ impl Superblock {
         if ring_pos >= shards[0].ring_len || !ring_pos.is_multiple_of(4096) {
             return Err(Malformed::Value { field: "ring position", value: ring_pos });
         }
-        Ok(Some(Self { sequence, mount, identity, device_len, shards, checkpoint }))
+        Ok(Some(Self { sequence, mount, identity, device_len, compat, shards, checkpoint }))
     }
 
     /// Where the next write of this superblock goes.
@@ -212,6 +214,7 @@ pub(crate) fn example() -> Superblock {
             incarnation: Incarnation(9),
         },
         device_len: 1 << 30,
+        compat: 4,
         shards: vec![ShardLayout {
             ring_start: REGIONS_START,
             ring_len: 16 << 20,

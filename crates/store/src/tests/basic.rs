@@ -65,6 +65,30 @@ fn a_long_write_goes_straight_to_its_extent() {
     assert_eq!(verify(&bench.disk).unwrap().problems, Vec::<String>::new());
 }
 
+/// Three transactions share a record: a long write, a short one in its place, the commit point. The short one's bytes
+/// may have replaced the long one's before any record said that they were durable.
+#[test]
+fn a_short_write_over_a_long_one_survives_a_cut_checkpoint() {
+    let (p, o) = (pg(0), object(pg(0), 0));
+    for cut in 0.. {
+        let mut bench = Bench::new(1);
+        bench.store.submit(appended(p, 0, vec![write(1, o, 0, bytes(5, 20))]));
+        bench.store.submit(appended(p, 0, vec![write(2, o, 7, bytes(6, 1))]));
+        bench.store.submit(Transaction::new(p, 2));
+        bench.settle();
+        bench.disk.inject(Injection::PowerOffAt(io_count(&bench.disk) + cut));
+        bench.checkpoint();
+        let done = bench.disk.powered();
+        let mut bench = bench.reopen(CrashPolicy::KEEP_ALL, 2);
+        assert_eq!((bench.loaded[&p].commit, bench.loaded[&p].end), (2, 2), "cut at {cut}");
+        assert_eq!(bench.read(p, o, 7 * 4096, 4096).unwrap().data, bytes(6, 1), "cut at {cut}");
+        assert_eq!(bench.read(p, o, 0, 7 * 4096).unwrap().data, bytes(5, 7), "cut at {cut}");
+        if done {
+            break;
+        }
+    }
+}
+
 #[test]
 fn a_pending_entry_changes_nothing_that_a_rewind_cannot_undo() {
     let mut bench = Bench::new(1);

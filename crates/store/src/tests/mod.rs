@@ -2,6 +2,7 @@
 
 mod basic;
 mod crash;
+mod format;
 mod harness;
 mod model;
 mod random;

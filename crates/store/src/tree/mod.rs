@@ -12,9 +12,9 @@ mod rewrite;
 
 pub(crate) use cache::NodeCache;
 pub(crate) use lookup::{check_children, get, rows_from};
-#[cfg(test)]
-pub(crate) use node::MAX_KEY;
 pub use node::NodeRef;
+#[cfg(test)]
+pub(crate) use node::{MAX_KEY, encode_leaf};
 pub(crate) use node::{MAX_VALUE, NODE_SIZE, Node};
 pub(crate) use rewrite::{Change, Rewrite};
 
