@@ -55,6 +55,10 @@ impl VolumeSource for Cluster {
         let (node, mode) = (self.node.0.clone(), want.mode);
         let claim = Claim { volume: want.volume, node, mode, steal, replaces: want.continues };
         let holding = Holding::attach(&service, &claim).await?;
+        tracing::info!(
+            volume = %want.volume, generation = %holding.generation, session = %holding.session, epoch = %holding.epoch,
+            "attached"
+        );
         let opened = Volume::open(&holding, self.maps.clone(), Options::default());
         let device = Arc::new(ClusterDevice { id: want.volume, volume: opened, meta: self.meta.clone() });
         Ok(Held { name: volume.name, generation: holding.generation, device })

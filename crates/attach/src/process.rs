@@ -3,11 +3,19 @@
 //!
 //! None of it is required to work: without the privileges a warning says what is missing.
 
+use std::sync::Once;
+
 /// Marks the calling thread, and threads and children it makes later, as one that serves block I/O: its own
 /// allocations must not wait for I/O.
 pub fn mark_io_thread() {
+    static TOLD: Once = Once::new();
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
-        tracing::warn!(%error, "cannot become an I/O flusher (needs CAP_SYS_RESOURCE); memory pressure may stall I/O");
+        TOLD.call_once(|| {
+            tracing::warn!(
+                %error,
+                "cannot become an I/O flusher (needs CAP_SYS_RESOURCE); memory pressure may stall I/O"
+            );
+        });
     }
 }
 

@@ -198,3 +198,38 @@ async fn what_cannot_be_done_is_said() {
     client.unexport(force).await.unwrap();
     drop(held_open);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_keeper_a_new_device_is_made_and_the_teardown_leaves_nothing() {
+    let mut place = place_with_volume(64 << 20);
+    let first = exported(&place, 7).await.device;
+    sh(&format!("mkfs.ext4 -q {first}"));
+    let mounted = Mounted::new(&first, place.path("mnt"));
+    std::fs::write(mounted.0.join("file"), "written").unwrap();
+    sh(&format!("sync -f {}", mounted.0.display()));
+    place.kill("attach");
+    place.kill("keeper");
+    // Nobody holds the connection any more: the kernel failed it, and nothing hangs.
+    assert!(File::create(mounted.0.join("lost")).and_then(|file| file.sync_all()).is_err());
+
+    place.start("keeper");
+    place.start("attach");
+    let again = exported(&place, 7).await;
+    assert_eq!(again.state, "serving");
+    assert_ne!(again.device, first, "the dead one is still mounted");
+    drop(mounted);
+    let mounted = Mounted::new(&again.device, place.path("mnt"));
+    assert_eq!(std::fs::read_to_string(mounted.0.join("file")).unwrap(), "written");
+
+    let number = again.device.trim_start_matches("/dev/loop");
+    let backing = format!("/sys/block/loop{number}/loop/backing_file");
+    let file = std::fs::read_to_string(&backing).unwrap();
+    place.kill("attach");
+    let (dir, keeper, at) = (place.path("attach"), place.path("keeper.sock"), mounted.0.display().to_string());
+    cairn_attach::teardown(&dir, &keeper).await.unwrap();
+    assert!(!std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&at), "still mounted");
+    assert!(!dir.exists());
+    let bound = std::fs::read_to_string(&backing);
+    // Another test may have taken the number meanwhile, with a file of its own.
+    assert!(bound.is_err() || bound.unwrap() != file, "still bound");
+}
