@@ -17,11 +17,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::gateway::{Call, CallError, Node, Proposal, Read, Standing};
+use crate::gateway::{Call, CallError, Gateway, Leadership, Node, Progress, Proposal, Read};
 use crate::own_session::{Name, OwnSessions};
 use crate::peers::Peers;
 use cairn_proto::meta::command_reply::Result as Answer;
 
+/// Calls and messages that wait for the driver.
+const CALLS: usize = 8192;
+const PEER_INPUTS: usize = 1024;
 /// Inputs taken in one turn, of each kind.
 const TURN: usize = 512;
 /// Ticks without a leader after which waiting calls are told so. Longer than an election.
@@ -51,7 +54,8 @@ pub(crate) struct Driver<A> {
     peers: Arc<Peers>,
     calls: mpsc::Receiver<Call>,
     from_peers: mpsc::Receiver<FromPeer>,
-    standing: watch::Sender<Standing>,
+    leadership: watch::Sender<Leadership>,
+    progress: watch::Sender<Progress>,
     audience: A,
     sessions: OwnSessions,
     next_ticket: Ticket,
@@ -61,6 +65,12 @@ pub(crate) struct Driver<A> {
     ticks: u64,
     /// Leadership changed: what waits is to be proposed again.
     renew: bool,
+}
+
+/// What leads into the driver.
+pub(crate) struct Inlets {
+    pub(crate) gateway: Gateway,
+    pub(crate) from_peers: mpsc::Sender<FromPeer>,
 }
 
 /// A proposal that was not yet seen applied.
@@ -74,22 +84,20 @@ struct Waiting {
 }
 
 impl<A: Audience> Driver<A> {
-    pub(crate) fn new(
-        node: Node,
-        heartbeat: Duration,
-        peers: Arc<Peers>,
-        calls: mpsc::Receiver<Call>,
-        from_peers: mpsc::Receiver<FromPeer>,
-        standing: watch::Sender<Standing>,
-        audience: A,
-    ) -> Self {
-        Self {
+    pub(crate) fn new(node: Node, heartbeat: Duration, peers: Arc<Peers>, audience: A) -> (Self, Inlets) {
+        let (to_calls, calls) = mpsc::channel(CALLS);
+        let (to_peers, from_peers) = mpsc::channel(PEER_INPUTS);
+        let (leadership, leaderships) = watch::channel(Leadership::default());
+        let (progress, progresses) = watch::channel(Progress::default());
+        let inlets = Inlets { gateway: Gateway::new(to_calls, leaderships, progresses), from_peers: to_peers };
+        let driver = Self {
             node,
             heartbeat,
             peers,
             calls,
             from_peers,
-            standing,
+            leadership,
+            progress,
             audience,
             sessions: OwnSessions::new(),
             next_ticket: 1,
@@ -98,7 +106,8 @@ impl<A: Audience> Driver<A> {
             leaderless_ticks: 0,
             ticks: 0,
             renew: false,
-        }
+        };
+        (driver, inlets)
     }
 
     /// Until it is told to stop.
@@ -312,18 +321,18 @@ impl<A: Audience> Driver<A> {
     }
 
     fn publish(&mut self) {
-        let standing = Standing {
-            role: self.node.role(),
-            leads: self.node.leads_surely(),
-            applied: self.node.applied(),
-            last_index: self.node.last().index,
-        };
-        self.standing.send_if_modified(|old| {
-            let changed = *old != standing;
-            *old = standing;
-            changed
-        });
+        let leadership = Leadership { role: self.node.role(), surely: self.node.leads_surely() };
+        set_if_new(&self.leadership, leadership);
+        set_if_new(&self.progress, Progress { applied: self.node.applied(), last_index: self.node.last().index });
     }
+}
+
+fn set_if_new<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|old| {
+        let changed = *old != value;
+        *old = value;
+        changed
+    });
 }
 
 fn sign(command: &mut Command, name: Name) {

@@ -17,6 +17,8 @@ use crate::disk::{MemberFile, RocksStore, StateView};
 const MAX_PROPOSALS: usize = 4096;
 /// Reads of this member that may wait at once.
 const MAX_READS: usize = 4096;
+/// Long reads that go on at once, each on a thread.
+const MAX_ASIDES: usize = 8;
 /// Bytes of one command: etcd's own limit.
 pub(crate) const MAX_COMMAND_BYTES: usize = 1536 << 10;
 /// No call waits longer.
@@ -76,12 +78,17 @@ pub(crate) enum CallError {
     Stopping,
 }
 
-/// How the member stands, as its driver last said.
+/// Who leads, as the driver last said. Changes rarely.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct Leadership {
     pub(crate) role: Role,
-    /// It leads and knows everything that was committed before.
-    pub(crate) leads: bool,
+    /// This member leads and knows everything that was committed before.
+    pub(crate) surely: bool,
+}
+
+/// How far the member is, as the driver last said. Changes with every command.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
     pub(crate) applied: Position,
     pub(crate) last_index: u64,
 }
@@ -112,25 +119,42 @@ pub(crate) enum Call {
 #[derive(Clone)]
 pub(crate) struct Gateway {
     calls: mpsc::Sender<Call>,
-    standing: watch::Receiver<Standing>,
+    leadership: watch::Receiver<Leadership>,
+    progress: watch::Receiver<Progress>,
     proposals: Arc<Semaphore>,
     reads: Arc<Semaphore>,
+    asides: Arc<Semaphore>,
 }
 
 impl Gateway {
-    pub(crate) fn new(calls: mpsc::Sender<Call>, standing: watch::Receiver<Standing>) -> Self {
-        let proposals = Arc::new(Semaphore::new(MAX_PROPOSALS));
-        Self { calls, standing, proposals, reads: Arc::new(Semaphore::new(MAX_READS)) }
+    pub(crate) fn new(
+        calls: mpsc::Sender<Call>,
+        leadership: watch::Receiver<Leadership>,
+        progress: watch::Receiver<Progress>,
+    ) -> Self {
+        let [proposals, reads, asides] =
+            [MAX_PROPOSALS, MAX_READS, MAX_ASIDES].map(|permits| Arc::new(Semaphore::new(permits)));
+        Self { calls, leadership, progress, proposals, reads, asides }
     }
 
-    /// How the member stands now.
-    pub(crate) fn standing(&self) -> Standing {
-        *self.standing.borrow()
+    /// Who leads now.
+    pub(crate) fn leadership(&self) -> Leadership {
+        *self.leadership.borrow()
     }
 
-    /// Follows how it stands.
-    pub(crate) fn standings(&self) -> watch::Receiver<Standing> {
-        self.standing.clone()
+    /// Follows who leads.
+    pub(crate) fn leaderships(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// How far the member is now.
+    pub(crate) fn progress(&self) -> Progress {
+        *self.progress.borrow()
+    }
+
+    /// Follows how far it is: changes with every command.
+    pub(crate) fn progresses(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
     }
 
     /// Has a command carried out: once if it has a session, perhaps several times if it has none.
@@ -205,7 +229,11 @@ impl Gateway {
             true => self.read_node(|node| node.store().view()).await?,
             false => self.look(|node| node.store().view()).await?,
         };
+        let Ok(permit) = tokio::time::timeout(DEADLINE, Arc::clone(&self.asides).acquire_owned()).await else {
+            return Err(CallError::Busy { waiting: MAX_ASIDES });
+        };
         let work = move || {
+            let _permit = permit;
             let result = view.frozen(query)?;
             judged(&view, result)
         };
@@ -257,12 +285,12 @@ impl Gateway {
 
     /// Returns when nobody has led for `patience`, as far as this member knows.
     pub(crate) async fn leader_lost(&self, patience: Duration) {
-        let mut standings = self.standing.clone();
+        let mut leaderships = self.leadership.clone();
         loop {
-            if standings.wait_for(|s| s.role.leader == 0).await.is_err() {
+            if leaderships.wait_for(|l| l.role.leader == 0).await.is_err() {
                 return;
             }
-            let found = standings.wait_for(|s| s.role.leader != 0);
+            let found = leaderships.wait_for(|l| l.role.leader != 0);
             if tokio::time::timeout(patience, found).await.is_err() {
                 return;
             }

@@ -130,6 +130,8 @@ impl KvHub {
         let mut state = self.lock();
         let level = state.revision;
         let Some(watch) = state.watches.get_mut(&key) else { return true };
+        // The history may have been read beyond what was published: that is not to be said twice.
+        watch.start = watch.start.max(next);
         watch.lagging_from = (next <= level).then_some(next);
         watch.lagging_from.is_none()
     }
@@ -241,6 +243,16 @@ mod tests {
         assert!(hub.catch_up(key, last + 1));
         hub.publish(last + 1, &[put("a", last + 1)]);
         assert_eq!(revisions(&hub.take(key)), [last + 1]);
+    }
+
+    #[test]
+    fn what_the_history_showed_early_is_not_said_again() {
+        let hub = KvHub::default();
+        hub.publish(5, &[put("a", 5)]);
+        let (key, _) = hub.add(prefix("a", ""), 5, Arc::default());
+        assert!(hub.catch_up(key, 8), "the history already had 6 and 7");
+        (6..=8).for_each(|revision| hub.publish(revision, &[put("a", revision)]));
+        assert_eq!(revisions(&hub.take(key)), [8]);
     }
 
     #[test]

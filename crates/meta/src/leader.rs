@@ -69,12 +69,12 @@ impl Leader {
 
     /// The same, if this member leads.
     pub(crate) async fn lease_times_here(&self, question: LeaseQuestion) -> Result<Option<LeaseTimes>, CallError> {
-        if !self.gateway.standing().leads {
+        if !self.gateway.leadership().surely {
             return Ok(None);
         }
         // A leader that was deposed without knowing it must not promise time: a quorum confirms it first.
         self.gateway.read(|_, _| ()).await?;
-        if !self.gateway.standing().leads {
+        if !self.gateway.leadership().surely {
             return Ok(None);
         }
         let times = self.leases.times(&question.ids, question.renew, Instant::now());
@@ -92,7 +92,7 @@ impl Leader {
 
     /// The same, if this member leads.
     pub(crate) async fn hear_osd_here(&self, report: ReportOsdRequest) -> Result<Option<ReportOsdReply>, CallError> {
-        if !self.gateway.standing().leads {
+        if !self.gateway.leadership().surely {
             return Ok(None);
         }
         let (id, incarnation) = (OsdId(report.id), Incarnation(report.incarnation));
@@ -121,9 +121,9 @@ impl Leader {
         There: Future<Output = Result<T, Status>>,
     {
         let deadline = Instant::now() + DEADLINE;
-        let mut standings = self.gateway.standings();
+        let mut leaderships = self.gateway.leaderships();
         loop {
-            let leader = standings.borrow_and_update().role.leader;
+            let leader = leaderships.borrow_and_update().role.leader;
             if leader == self.me {
                 if let Some(answer) = here().await? {
                     return Ok(answer);
@@ -143,7 +143,7 @@ impl Leader {
                     _ => CallError::Unconfirmed { waited_s: DEADLINE.as_secs() },
                 });
             }
-            let _ = tokio::time::timeout(Duration::from_millis(100), standings.changed()).await;
+            let _ = tokio::time::timeout(Duration::from_millis(100), leaderships.changed()).await;
         }
     }
 
@@ -166,17 +166,17 @@ impl Leader {
     }
 
     async fn follow_leadership(&self) {
-        let mut standings = self.gateway.standings();
+        let mut leaderships = self.gateway.leaderships();
         let mut led = false;
         loop {
-            let leads = standings.borrow_and_update().leads;
+            let leads = leaderships.borrow_and_update().surely;
             if leads && !led {
                 self.leases.renew_all(Instant::now());
                 self.liveness().begin(Instant::now());
                 self.begin_cluster().await;
             }
             led = leads;
-            if standings.changed().await.is_err() {
+            if leaderships.changed().await.is_err() {
                 return;
             }
         }
@@ -205,7 +205,7 @@ impl Leader {
             self.news.notified().await;
             tokio::time::sleep(NEWS_GATHER).await;
             let reports = self.liveness().take_news(Instant::now());
-            if reports.is_empty() || !self.gateway.standing().leads {
+            if reports.is_empty() || !self.gateway.leadership().surely {
                 continue;
             }
             let payload = Payload::OsdReports(OsdReports { reports: reports.clone() });
@@ -221,7 +221,7 @@ impl Leader {
         let mut last = Instant::now();
         loop {
             tokio::time::sleep(LOOK).await;
-            if !self.gateway.standing().leads {
+            if !self.gateway.leadership().surely {
                 continue;
             }
             // This process itself was paused: what it did not hear meanwhile says nothing.

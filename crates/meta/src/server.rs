@@ -32,8 +32,8 @@ use crate::doors::lease::LeaseDoor;
 use crate::doors::meta::MetaDoor;
 use crate::doors::raft::RaftDoor;
 use crate::doors::watch::WatchDoor;
-use crate::driver::{Audience, Driver, FromPeer};
-use crate::gateway::{Call, Gateway, Node, Standing};
+use crate::driver::{Audience, Driver, FromPeer, Inlets};
+use crate::gateway::{Gateway, Node};
 use crate::identity::Identity;
 use crate::kv_hub::KvHub;
 use crate::leader::Leader;
@@ -42,9 +42,6 @@ use crate::own_session::random;
 use crate::peers::{self, MAX_FRAME_BYTES, Peers, Queues};
 use crate::raft_log;
 
-/// Calls and messages that wait for the driver.
-const CALLS: usize = 8192;
-const PEER_INPUTS: usize = 1024;
 /// Requests that one client connection may have under way.
 const STREAMS: u32 = 1024;
 /// A client's request: a command, with room for what surrounds it.
@@ -207,17 +204,13 @@ struct Member {
 
 impl Member {
     fn assemble(config: Config, peers: Arc<Peers>, node: Node) -> Self {
-        let (calls, call_inbox) = mpsc::channel::<Call>(CALLS);
-        let (to_driver, peer_inbox) = mpsc::channel(PEER_INPUTS);
-        let (standing, standings) = watch::channel(Standing::default());
         let (epoch, epochs) = watch::channel(0);
         let (cluster, clusters) = watch::channel(node.store().member().cluster);
         let (kv, leases) = (Arc::<KvHub>::default(), Arc::<Leases>::default());
         let hubs = Hubs { kv: Arc::clone(&kv), leases: Arc::clone(&leases), epoch, cluster };
-        let gateway = Gateway::new(calls, standings);
+        let (driver, Inlets { gateway, from_peers }) = Driver::new(node, config.heartbeat, Arc::clone(&peers), hubs);
         let leader = Leader::new(config.id, gateway.clone(), Arc::clone(&peers), leases);
-        let driver = Driver::new(node, config.heartbeat, Arc::clone(&peers), call_inbox, peer_inbox, standing, hubs);
-        Self { config, peers, gateway, leader, driver, to_driver, kv, epochs, cluster: clusters }
+        Self { config, peers, gateway, leader, driver, to_driver: from_peers, kv, epochs, cluster: clusters }
     }
 
     async fn run(self, queues: Queues, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {

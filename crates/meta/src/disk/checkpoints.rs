@@ -138,6 +138,13 @@ impl Checkpoints {
     }
 }
 
+/// The thread holds the database open: whoever opens the directory next must not find it locked.
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
 fn name_of(at: Position) -> String {
     format!("{PREFIX}{:020}-{:010}", at.index, at.term)
 }

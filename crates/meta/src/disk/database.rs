@@ -91,6 +91,10 @@ pub(crate) fn damaged(dir: &Path, error: &rocksdb::Error) -> StoreError {
             expected: "a database that reads back as it was written".to_owned(),
             found: error.to_string(),
         },
+        // RocksDB has no code of its own for this.
+        _ if error.as_ref().contains("/LOCK") => {
+            StoreError::Io { what: "another process has this directory; stop it first", cause: error.to_string() }
+        }
         _ => StoreError::Io { what: "the database failed", cause: error.to_string() },
     }
 }

@@ -630,6 +630,10 @@ mod tests {
         let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
         drop(rig.open());
         let dir = rig.dirs[0].path();
+        let first = rig.open();
+        let twice = RocksStore::open(dir, 2, &[1, 2, 3]).err().unwrap().to_string();
+        assert!(twice.starts_with("another process has this directory"), "{twice}");
+        drop(first);
         let other = RocksStore::open(dir, 3, &[1, 2, 3]).err().unwrap().to_string();
         assert!(other.contains("directory of member 2, and this is member 3"), "{other}");
         let voters = RocksStore::open(dir, 2, &[1, 2]).err().unwrap().to_string();

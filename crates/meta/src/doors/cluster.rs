@@ -70,8 +70,8 @@ impl Maintenance for ClusterDoor {
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let look = self.gateway.look(|node| (node.machine().kv_revision(), node.store().bytes()));
         let (revision, bytes) = look.await.map_err(etcd_status)?;
-        let standing = self.gateway.standing();
-        let errors = match standing.role.leader {
+        let (role, progress) = (self.gateway.leadership().role, self.gateway.progress());
+        let errors = match role.leader {
             0 => vec!["etcdserver: no leader".to_owned()],
             _ => Vec::new(),
         };
@@ -80,10 +80,10 @@ impl Maintenance for ClusterDoor {
             header: self.headers.at(revision),
             version: API_VERSION.to_owned(),
             db_size: bytes,
-            leader: standing.role.leader,
-            raft_index: standing.last_index,
-            raft_term: standing.role.term,
-            raft_applied_index: standing.applied.index,
+            leader: role.leader,
+            raft_index: progress.last_index,
+            raft_term: role.term,
+            raft_applied_index: progress.applied.index,
             errors,
             db_size_in_use: bytes,
             is_learner: false,
@@ -116,8 +116,8 @@ impl Maintenance for ClusterDoor {
         }
         self.gateway.transfer_leader(target).await.map_err(etcd_status)?;
         let header = self.headers.at(self.revision().await?);
-        let mut standings = self.gateway.standings();
-        let moved = standings.wait_for(|s| s.role.leader == target);
+        let mut leaderships = self.gateway.leaderships();
+        let moved = leaderships.wait_for(|l| l.role.leader == target);
         match tokio::time::timeout(crate::gateway::DEADLINE, moved).await {
             Ok(Ok(_)) => Ok(Response::new(MoveLeaderResponse { header })),
             _ => Err(Status::unavailable("etcdserver: request timed out, leader transfer took too long")),

@@ -26,7 +26,6 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
-use tracing::Instrument;
 
 use super::errors::{explained, status};
 use super::kv::mixed_up;
@@ -62,7 +61,7 @@ macro_rules! mutate {
         let id = request_id(&$request);
         let mut request = $request.into_inner();
         let mutation = request.mutation.take();
-        match $door.carry_out(Payload::$kind(request), mutation, id).await? {
+        match $door.carry_out(stringify!($kind), Payload::$kind(request), mutation, id).await? {
             Answer::$kind(reply) => reply,
             _ => return Err(mixed_up()),
         }
@@ -70,32 +69,46 @@ macro_rules! mutate {
 }
 
 impl MetaDoor {
-    async fn carry_out(&self, payload: Payload, mutation: Option<Mutation>, id: String) -> Result<Answer, Status> {
+    async fn carry_out(
+        &self,
+        name: &'static str,
+        payload: Payload,
+        mutation: Option<Mutation>,
+        id: String,
+    ) -> Result<Answer, Status> {
         let mut command = command(payload, id);
-        let Some(mutation) = mutation.filter(|m| !m.session.is_empty()) else {
-            return self.gateway.propose_once(command).await.map_err(status);
-        };
+        let mutation = mutation.unwrap_or_default();
         if !mutation.request_id.is_empty() && mutation.request_id.len() <= 128 {
             command.request_id = mutation.request_id;
         }
-        command.session = mutation.session;
-        command.seq = mutation.seq;
-        command.acked_through = mutation.acked_through;
-        let span = tracing::debug_span!("command", request_id = %command.request_id);
-        self.gateway.propose(command).instrument(span).await.map_err(status)
+        let request_id = command.request_id.clone();
+        let answer = match mutation.session.is_empty() {
+            true => self.gateway.propose_once(command).await,
+            false => {
+                command.session = mutation.session;
+                command.seq = mutation.seq;
+                command.acked_through = mutation.acked_through;
+                self.gateway.propose(command).await
+            }
+        };
+        match &answer {
+            Ok(_) => tracing::debug!(request_id, command = name, "carried out"),
+            Err(error) => tracing::info!(request_id, command = name, "not carried out: {error}"),
+        }
+        answer.map_err(status)
     }
 
     async fn wait_for_fence(&self, pool: PoolId, epoch: Epoch) -> Result<(), Status> {
         let deadline = Instant::now() + FENCE_PATIENCE;
-        let mut standings = self.gateway.standings();
+        let mut progresses = self.gateway.progresses();
         loop {
-            standings.borrow_and_update();
+            progresses.borrow_and_update();
             let pending = self.gateway.local(move |machine, _| fence_pending(machine.map(), pool, epoch));
             let pending = pending.await.map_err(status)?;
             if pending.is_empty() {
                 return Ok(());
             }
-            if tokio::time::timeout_at(deadline, standings.changed()).await.is_err() {
+            if tokio::time::timeout_at(deadline, progresses.changed()).await.is_err() {
                 let named: Vec<String> = pending.iter().take(NAMED_PGS).map(ToString::to_string).collect();
                 let more = pending.len().saturating_sub(NAMED_PGS);
                 let more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -143,7 +156,7 @@ impl Meta for MetaDoor {
             (cluster, machine.map().epoch.0, machine.cluster_version(), query::usage(machine))
         });
         let (cluster_id, epoch, cluster_version, usage) = seen.await.map_err(status)?;
-        let standing = self.gateway.standing();
+        let (role, progress) = (self.gateway.leadership().role, self.gateway.progress());
         let member = |(id, address): &(u64, String)| Member {
             id: *id,
             address: address.clone(),
@@ -152,9 +165,9 @@ impl Meta for MetaDoor {
         Ok(Response::new(StatusReply {
             cluster_id,
             member_id: self.me,
-            leader_id: standing.role.leader,
-            term: standing.role.term,
-            applied_index: standing.applied.index,
+            leader_id: role.leader,
+            term: role.term,
+            applied_index: progress.applied.index,
             epoch,
             members: self.members.iter().map(member).collect(),
             cluster_version,

@@ -31,7 +31,7 @@ impl Headers {
     /// etcd numbers clusters with 64 bits: the first half of the uuid.
     pub(crate) fn at(&self, revision: i64) -> Option<ResponseHeader> {
         let (cluster_id, _) = self.cluster.borrow().as_u64_pair();
-        let raft_term = self.gateway.standing().role.term;
+        let raft_term = self.gateway.leadership().role.term;
         Some(ResponseHeader { cluster_id, member_id: self.member, revision, raft_term })
     }
 }
