@@ -13,10 +13,10 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use cairn_agent::Config;
 use cairn_agent::containerd::{
     BUSYBOX, Daemon, PAUSE_REFERENCE, Settings, busybox_image, import_image, pause_image, remove_pods, sweep,
 };
+use cairn_agent::{Clear, Config};
 use tokio_util::sync::CancellationToken;
 
 const BUSYBOX_REFERENCE: &str = "docker.io/library/busybox:latest";
@@ -40,13 +40,20 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let daemon = Daemon::spawn(settings.clone()).await?;
     let [node, listen] = rest else {
+        let clear = Clear {
+            node_name: std::fs::read_to_string(dir.join("node"))?,
+            cri_socket: settings.socket(),
+            root: dir.join("agent"),
+            plugin_registry: dir.join("plugins_registry"),
+            cgroup_parent: settings.cgroup_parent.clone(),
+        };
+        let mut left = clear.run().await;
         remove_pods(&settings).await?;
         daemon.stop().await;
-        return match sweep(&settings).as_slice() {
-            [] => Ok(()),
-            left => Err(left.join("; ").into()),
-        };
+        left.extend(sweep(&settings));
+        return if left.is_empty() { Ok(()) } else { Err(left.join("; ").into()) };
     };
+    std::fs::write(dir.join("node"), node)?;
     let busybox = busybox_image(BUSYBOX.as_ref(), &[BUSYBOX_REFERENCE, "docker.io/library/busybox:1.36"])?;
     import_image(&settings, pause_image(BUSYBOX.as_ref(), &[PAUSE_REFERENCE])?, PAUSE_REFERENCE).await?;
     import_image(&settings, busybox, BUSYBOX_REFERENCE).await?;

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod cgroups;
+mod clear;
 mod config;
 pub mod containerd;
 pub mod cri;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_events::Recorder;
+pub use clear::Clear;
 pub use config::{Config, Error};
 pub use server::TlsError;
 use tokio::net::TcpListener;
@@ -42,7 +44,7 @@ use drivers::Drivers;
 use node::facts::{self, Machine};
 use node::object::Identity;
 use pod::{ClusterDns, Context, Images, NodeFacts};
-use volumes::Volumes;
+use volumes::{Kept, Volumes};
 
 /// How often a container runtime that is not there yet is asked for.
 const RUNTIME_RETRY: Duration = Duration::from_millis(200);
@@ -63,8 +65,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let machine = Machine::look(&root);
     let drivers = Drivers::default();
     let directory = Directory::default();
-    let volumes = Volumes::open(&root, &config.node_name, client.clone(), drivers.clone())
+    let kept = Kept::open(&root, &config.node_name, drivers.clone())
         .map_err(|source| Error::Root { path: root.clone(), source })?;
+    let volumes = Volumes::new(kept.clone(), &config.node_name, client.clone());
     let recorder = Recorder::new(client.clone(), "cairn-agent", Some(&config.node_name));
     let events = report::Events::start(recorder);
     let host_address = config.node_address.unwrap_or_else(facts::address).to_string();
@@ -120,7 +123,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         server::serve(listener, tls, endpoint, shutdown.clone()),
         registrar.run(shutdown.clone()),
         registry.run(shutdown.clone()),
-        volumes.tidy(shutdown.clone()),
+        kept.tidy(shutdown.clone()),
         pods.run(node_uid, shutdown.clone()),
     );
     Ok(())

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::csi_node::{CsiNode, DriverInfo};
+use crate::csi_node::{CsiError, CsiNode, DriverInfo};
 use crate::drivers::{Driver, Drivers};
 
 const RESCAN: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ enum PluginError {
     #[error("it supports the versions {0}, and only 1.x is spoken here")]
     Version(String),
     #[error("the driver's node service failed: {0}")]
-    Driver(#[from] crate::csi_node::CsiError),
+    Driver(#[from] CsiError),
     #[error("the API server did not take the driver: {0}")]
     Api(#[from] kube::Error),
 }
@@ -125,7 +125,7 @@ impl Registry {
     }
 
     async fn register(&self, socket: &Path) -> Result<String, PluginError> {
-        let mut plugin = RegistrationClient::new(dial(socket));
+        let mut plugin = client(socket);
         let mute = |message: String| PluginError::Mute { socket: socket.to_owned(), message };
         let info = tokio::time::timeout(CALL_LIMIT, plugin.get_info(InfoRequest {}))
             .await
@@ -151,15 +151,9 @@ impl Registry {
         if !info.supported_versions.is_empty() && !info.supported_versions.iter().any(spoken) {
             return Err(PluginError::Version(info.supported_versions.join(", ")));
         }
-        let endpoint = match info.endpoint.strip_prefix("unix://").unwrap_or(&info.endpoint) {
-            "" => socket.to_owned(),
-            path => PathBuf::from(path),
-        };
-        let node = CsiNode::new(&endpoint);
-        let about = node.info().await?;
-        tracing::info!(driver = info.name, endpoint = %endpoint.display(), node_id = about.node_id, "a CSI driver");
-        self.label(&about).await?;
-        let driver = Driver { node, info: about };
+        let driver = driver(socket, info).await?;
+        tracing::info!(driver = info.name, node_id = driver.info.node_id, "a CSI driver");
+        self.label(&driver.info).await?;
         self.drivers.put(&info.name, driver);
         self.write_csi_node().await?;
         Ok(())
@@ -190,6 +184,17 @@ impl Registry {
     }
 }
 
+/// The driver behind a registration socket, which may be its own socket too.
+pub(crate) async fn driver(socket: &Path, info: &PluginInfo) -> Result<Driver, CsiError> {
+    let endpoint = match info.endpoint.strip_prefix("unix://").unwrap_or(&info.endpoint) {
+        "" => socket.to_owned(),
+        path => PathBuf::from(path),
+    };
+    let node = CsiNode::new(&endpoint);
+    let info = node.info().await?;
+    Ok(Driver { node, info })
+}
+
 fn entry((name, info): (String, DriverInfo)) -> CSINodeDriver {
     let mut keys: Vec<String> = info.topology.into_keys().collect();
     keys.sort();
@@ -216,16 +221,19 @@ fn csi_node(node: &str, uid: String, drivers: Vec<CSINodeDriver>) -> CSINode {
     }
 }
 
-fn dial(socket: &Path) -> Channel {
+/// A client for a registration socket; dials on first use.
+pub(crate) fn client(socket: &Path) -> RegistrationClient<Channel> {
     let path = socket.to_owned();
-    Endpoint::from_static("http://plugin.invalid").connect_with_connector_lazy(tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    }))
+    let channel =
+        Endpoint::from_static("http://plugin.invalid").connect_with_connector_lazy(tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        }));
+    RegistrationClient::new(channel)
 }
 
 /// The sockets in the directory, each with what tells it from a successor under the same name.
-fn sockets(directory: &Path) -> BTreeMap<PathBuf, (u64, i64)> {
+pub(crate) fn sockets(directory: &Path) -> BTreeMap<PathBuf, (u64, i64)> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let found = entries.filter_map(|entry| {
         let meta = entry.metadata().ok()?;

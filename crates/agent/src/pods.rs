@@ -110,7 +110,7 @@ impl Pods {
                     .collect();
                 gone.into_iter().for_each(|pod| self.gone(pod));
                 self.complete = true;
-                for uid in self.context.volumes.known_pods() {
+                for uid in self.context.volumes.kept().pods() {
                     self.orphan(&uid, "", "");
                 }
             }

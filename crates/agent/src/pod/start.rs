@@ -161,7 +161,10 @@ impl Context {
             path => {
                 let pins = self.volumes.subpaths(&start.key.uid);
                 let target = pins.join(&mount.name).join(&start.container.name).join(index.to_string());
-                pin(&place.path, path, &target).map_err(|error| {
+                let (volume, part) = (place.path.clone(), path.to_owned());
+                // The volume may be one that does not answer: not on a thread that others need.
+                let pinned = tokio::task::spawn_blocking(move || pin(&volume, &part, &target)).await;
+                pinned.map_err(std::io::Error::other).flatten().map_err(|error| {
                     config_error(format!("subPath \"{path}\" of volume \"{}\": {error}", mount.name))
                 })?
             }

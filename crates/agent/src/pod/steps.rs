@@ -21,7 +21,6 @@ const START_LONGEST: SignedDuration = SignedDuration::from_secs(60);
 /// Registries are asked at least this often.
 const PULL_LONGEST: SignedDuration = SignedDuration::from_secs(300);
 const SANDBOX_LONGEST: SignedDuration = SignedDuration::from_secs(10);
-const VOLUMES_LONGEST: SignedDuration = SignedDuration::from_secs(10);
 
 impl Worker {
     pub(super) async fn perform(&mut self, step: &Step, pod: &Pod, observed: &Observed) -> Result<(), Failure> {
@@ -44,7 +43,7 @@ impl Worker {
             }
             Step::UnmountVolumes => {
                 self.mounted = None;
-                let unmounted = self.context.volumes.unmount(&self.key.uid).await;
+                let unmounted = self.context.volumes.kept().unmount(&self.key.uid).await;
                 unmounted.map_err(|error| Failure { event: "FailedUnMount", ..Failure::teardown(error.to_string()) })
             }
             Step::Forget => self.forget().await,
@@ -63,7 +62,7 @@ impl Worker {
                 reason: error.reason(),
                 event: error.reason(),
                 message: error.to_string(),
-                longest: VOLUMES_LONGEST,
+                longest: error.patience(),
             }),
         }
     }

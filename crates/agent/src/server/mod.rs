@@ -154,7 +154,7 @@ async fn container_logs(
     Query(parameters): Query<Parameters>,
 ) -> Result<Response, Refusal> {
     let options = log_options(&parameters)?;
-    let pod = endpoint.pod(&namespace, &name)?;
+    let pod = endpoint.pod(&namespace, &name).await?;
     let bad = |message: String| Refusal(StatusCode::BAD_REQUEST, message);
     let lives = endpoint.lives(&pod, &container).await?;
     let life = match (options.previous, lives.as_slice()) {
@@ -186,7 +186,7 @@ async fn exec(
     Query(parameters): Query<Parameters>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Refusal> {
-    let pod = endpoint.pod(&namespace, &name)?;
+    let pod = endpoint.pod(&namespace, &name).await?;
     let streams = streams(&parameters);
     let id = endpoint.running(&pod, &container).await?;
     let command = parameters.iter().filter(|(key, _)| key == "command").map(|(_, value)| value.clone()).collect();
@@ -205,7 +205,7 @@ async fn attach(
     Query(parameters): Query<Parameters>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Refusal> {
-    let pod = endpoint.pod(&namespace, &name)?;
+    let pod = endpoint.pod(&namespace, &name).await?;
     let mut streams = streams(&parameters);
     let spec = pod.spec.as_ref().and_then(|spec| crate::pod::container(spec, &container));
     // The container's own shape decides: a terminal is there or not.
@@ -219,9 +219,9 @@ async fn attach(
 }
 
 impl Endpoint {
-    fn pod(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, Refusal> {
+    async fn pod(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, Refusal> {
         let missing = || Refusal(StatusCode::NOT_FOUND, format!("pod {namespace}/{name} is not on node {}", self.node));
-        self.pods.find(namespace, name).ok_or_else(missing)
+        self.pods.find(namespace, name).await.ok_or_else(missing)
     }
 
     /// The containers of this name, newest first.

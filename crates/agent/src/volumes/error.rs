@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use jiff::SignedDuration;
+
 use super::files::FileError;
 use crate::csi_node::CsiError;
 
@@ -82,6 +84,17 @@ impl VolumeError {
     pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> VolumeError {
         let doing = doing.into();
         move |error| VolumeError::Io { doing, error }
+    }
+
+    /// The longest pause before the next try. What others bring about is looked for often; a driver that fails is not
+    /// pressed.
+    pub(crate) fn patience(&self) -> SignedDuration {
+        match self {
+            // Waited for already.
+            VolumeError::NotAttached { .. } => SignedDuration::from_millis(500),
+            VolumeError::Driver { .. } | VolumeError::Io { .. } => SignedDuration::from_secs(10),
+            _ => SignedDuration::from_secs(2),
+        }
     }
 
     /// The event's reason.

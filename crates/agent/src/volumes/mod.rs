@@ -7,32 +7,30 @@ mod claim;
 mod error;
 mod files;
 mod in_use;
+mod kept;
+mod local;
 mod mounted;
 mod record;
 mod subpath;
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::{ConfigMap, EmptyDirVolumeSource, HostPathVolumeSource, Pod, Secret, Volume};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Volume};
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
-use crate::drivers::Drivers;
 use crate::mounts;
 use crate::pod::{PodKey, Surroundings};
-use crate::quantity;
 use claim::{Behind, Claims};
 pub(crate) use error::VolumeError;
 use files::Referents;
 pub(crate) use in_use::InUse;
-use mounted::{CsiVolumes, ForPod, Locks};
+pub(crate) use kept::Kept;
+use local::{fs_group, give_to, host_path};
+use mounted::ForPod;
 use record::Layout;
 pub(crate) use subpath::pin;
-
-/// A driver that is not registered yet is waited for.
-const TIDY_RETRY: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// Where a pod's volumes are, by their names in the pod.
 pub(crate) type Mounted = BTreeMap<String, Place>;
@@ -49,34 +47,25 @@ pub(crate) struct Place {
 pub(crate) struct Volumes {
     layout: Layout,
     client: Client,
-    csi: CsiVolumes,
+    claims: Claims,
+    kept: Kept,
 }
 
 impl Volumes {
-    /// Finds what an earlier agent left beneath `root`; `in_use` starts with it.
-    pub(crate) fn open(root: &Path, node: &str, client: Client, drivers: Drivers) -> std::io::Result<Volumes> {
-        let layout = Layout { root: root.to_owned() };
-        let mut names = std::collections::BTreeSet::new();
-        for (_, record) in layout.staged()? {
-            names.insert(record.volume.unique_name());
-        }
-        for uid in layout.pod_uids() {
-            names.extend(layout.csi_volumes(&uid)?.into_iter().map(|(_, record)| record.volume.unique_name()));
-        }
-        let csi = CsiVolumes {
-            layout: layout.clone(),
-            node: node.to_owned(),
-            drivers,
-            claims: Claims { client: client.clone(), node: node.to_owned() },
-            in_use: InUse::new(names),
-            locks: Locks::default(),
-        };
-        Ok(Volumes { layout, client, csi })
+    /// Volumes of pods, on top of what is kept on this node.
+    pub(crate) fn new(kept: Kept, node: &str, client: Client) -> Volumes {
+        let claims = Claims { client: client.clone(), node: node.to_owned() };
+        Volumes { layout: kept.layout.clone(), client, claims, kept }
+    }
+
+    /// What is on this node, with or without the API server.
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// The list that the Node object shows.
     pub(crate) fn in_use(&self) -> &InUse {
-        &self.csi.in_use
+        &self.kept.csi.in_use
     }
 
     /// A pod's own directory.
@@ -87,11 +76,6 @@ impl Volumes {
     /// Where the subPath mounts of a pod are pinned.
     pub(crate) fn subpaths(&self, uid: &str) -> PathBuf {
         self.layout.subpaths(uid)
-    }
-
-    /// Uids of pods of which something is on this node's disk.
-    pub(crate) fn known_pods(&self) -> Vec<String> {
-        self.layout.pod_uids()
     }
 
     /// Whether anything of this pod is left here.
@@ -128,7 +112,9 @@ impl Volumes {
     ) -> Result<Place, VolumeError> {
         let name = &volume.name;
         if let Some(source) = &volume.empty_dir {
-            return self.empty_dir(pod, key, name, source);
+            let path = self.layout.volume(&key.uid, "empty-dir", name);
+            local::empty_dir(&path, name, source, fs_group(pod))?;
+            return Ok(Place { path, read_only: false });
         }
         if let Some(source) = &volume.host_path {
             return host_path(name, source).map(|path| Place { path, read_only: false });
@@ -146,7 +132,7 @@ impl Volumes {
             let remedy = "; use emptyDir, hostPath, configMap, secret, downwardAPI, projected or a claim";
             return Err(VolumeError::Unsupported { volume: name.clone(), what, remedy });
         };
-        match self.csi.claims.behind(&key.namespace, &claim).await? {
+        match self.claims.behind(&key.namespace, &claim).await? {
             Behind::HostPath(path) => Ok(Place { path: path.into(), read_only }),
             Behind::Csi(source) if source.block => {
                 let what = "a claim with volumeMode Block";
@@ -160,7 +146,7 @@ impl Volumes {
                     service_account: service_account(pod),
                     read_only,
                 };
-                let path = self.csi.mount(&source, &for_pod, stop).await?;
+                let path = self.kept.csi.mount(&self.claims, &source, &for_pod, stop).await?;
                 let group = fs_group(pod).filter(|_| !read_only && owns(&source));
                 if let Some(group) = group {
                     let tree = path.clone();
@@ -171,39 +157,6 @@ impl Volumes {
                 Ok(Place { path, read_only: read_only || source.read_only })
             }
         }
-    }
-
-    fn empty_dir(
-        &self,
-        pod: &Pod,
-        key: &PodKey,
-        name: &str,
-        source: &EmptyDirVolumeSource,
-    ) -> Result<Place, VolumeError> {
-        let path = self.layout.volume(&key.uid, "empty-dir", name);
-        let place = Place { path: path.clone(), read_only: false };
-        let in_memory = match source.medium.as_deref() {
-            None | Some("") => false,
-            Some("Memory") => true,
-            Some(_) => {
-                let what = "an emptyDir on huge pages";
-                return Err(VolumeError::Unsupported { volume: name.to_owned(), what, remedy: "; use medium Memory" });
-            }
-        };
-        let doing = || VolumeError::io(format!("making emptyDir \"{name}\""));
-        if path.exists() && (!in_memory || mounts::is_mounted(&path).map_err(doing())?) {
-            return Ok(place);
-        }
-        std::fs::create_dir_all(&path).map_err(doing())?;
-        if in_memory {
-            let size = source.size_limit.as_ref().and_then(quantity::units).and_then(|size| u64::try_from(size).ok());
-            mounts::mount_tmpfs(&path, size, 0o777).map_err(doing())?;
-        }
-        let group = fs_group(pod);
-        std::os::unix::fs::chown(&path, None, group).map_err(doing())?;
-        let mode = if group.is_some() { 0o2777 } else { 0o777 };
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).map_err(doing())?;
-        Ok(place)
     }
 
     /// A volume that is files: written now, and rewritten when what it comes from has changed.
@@ -257,44 +210,11 @@ impl Volumes {
         }
         Ok(())
     }
-
-    /// Takes everything of a pod off this node: subPaths, CSI volumes, memory filesystems, its directory.
-    pub(crate) async fn unmount(&self, uid: &str) -> Result<(), VolumeError> {
-        let doing = || VolumeError::io("unmounting a pod's volumes");
-        for point in mounts::beneath(&self.layout.subpaths(uid)).map_err(doing())? {
-            mounts::detach(&point).map_err(doing())?;
-        }
-        mounts::remove_tree(&self.layout.subpaths(uid)).map_err(doing())?;
-        self.csi.unmount_all(uid).await?;
-        for kind in ["empty-dir", "secret", "projected"] {
-            let dir = self.layout.volumes(uid).join(format!("kubernetes.io~{kind}"));
-            for point in mounts::beneath(&dir).map_err(doing())? {
-                mounts::detach(&point).map_err(doing())?;
-            }
-        }
-        mounts::remove_tree(&self.layout.pod(uid)).map_err(VolumeError::io("removing a pod's directory"))
-    }
-
-    /// Unstages what an earlier agent left staged and no pod has any more; tried until it is done once.
-    pub(crate) async fn tidy(&self, shutdown: CancellationToken) {
-        while let Err(error) = self.csi.unstage_orphans().await {
-            tracing::warn!(%error, "a volume without pods stays staged for now");
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(TIDY_RETRY) => {}
-            }
-        }
-    }
 }
 
 fn service_account(pod: &Pod) -> String {
     let name = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
     name.unwrap_or_else(|| "default".into())
-}
-
-fn fs_group(pod: &Pod) -> Option<u32> {
-    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-    context.and_then(|context| context.fs_group).and_then(|group| u32::try_from(group).ok())
 }
 
 /// Whether files of the volume are given to the pod's group: the driver's policy, by default for volumes with a
@@ -304,105 +224,5 @@ fn owns(source: &claim::CsiSource) -> bool {
         Some("None") => false,
         Some("File") => true,
         _ => !source.access_modes.iter().any(|mode| mode == "ReadWriteMany" || mode == "ReadOnlyMany"),
-    }
-}
-
-/// Gives a tree to a group, readable and writable for it, unless its top shows that this was done before.
-fn give_to(tree: &Path, group: u32) -> std::io::Result<()> {
-    const SET_GID: u32 = 0o2000;
-    let top = std::fs::metadata(tree)?;
-    if top.gid() == group && top.permissions().mode() & SET_GID != 0 {
-        return Ok(());
-    }
-    let mut todo = vec![tree.to_owned()];
-    let mut dirs = Vec::new();
-    while let Some(path) = todo.pop() {
-        let meta = std::fs::symlink_metadata(&path)?;
-        std::os::unix::fs::lchown(&path, None, Some(group))?;
-        if meta.is_dir() {
-            todo.extend(std::fs::read_dir(&path)?.flatten().map(|entry| entry.path()));
-            dirs.push(path);
-        } else if meta.is_file() {
-            let mode = meta.permissions().mode() | 0o660;
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
-        }
-    }
-    // The top comes last: it is the sign that all is done.
-    for dir in dirs.iter().rev() {
-        let mode = std::fs::metadata(dir)?.permissions().mode() | 0o770 | SET_GID;
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))?;
-    }
-    Ok(())
-}
-
-/// A path of the node, checked or made as its type says.
-fn host_path(name: &str, source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
-    let path = PathBuf::from(&source.path);
-    let kind = source.type_.as_deref().unwrap_or_default();
-    let doing = || VolumeError::io(format!("making {} for volume \"{name}\"", path.display()));
-    match kind {
-        "DirectoryOrCreate" => std::fs::create_dir_all(&path).map_err(doing())?,
-        "FileOrCreate" if !path.exists() => drop(std::fs::File::create(&path).map_err(doing())?),
-        _ => {}
-    }
-    let problem = |problem| VolumeError::HostPath { volume: name.to_owned(), path: path.clone(), problem };
-    let meta = match std::fs::metadata(&path) {
-        // Without a type nothing is checked: the runtime makes a directory where nothing is.
-        Err(_) if kind.is_empty() => return Ok(path),
-        Err(_) => return Err(problem("does not exist on this node")),
-        Ok(meta) => meta.file_type(),
-    };
-    let fits = match kind {
-        "Directory" | "DirectoryOrCreate" => meta.is_dir(),
-        "File" | "FileOrCreate" => meta.is_file(),
-        "Socket" => meta.is_socket(),
-        "CharDevice" => meta.is_char_device(),
-        "BlockDevice" => meta.is_block_device(),
-        _ => true,
-    };
-    if fits { Ok(path) } else { Err(problem("is not what the volume's type says it is")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{give_to, host_path};
-    use std::os::unix::fs::MetadataExt as _;
-
-    #[test]
-    fn host_paths_are_what_they_claim() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let check = |name: &str, kind: &str| {
-            let source = serde_json::json!({"path": dir.path().join(name), "type": kind});
-            host_path("v", &serde_json::from_value(source).expect("a source"))
-        };
-        assert!(check("missing", "").is_ok());
-        let error = check("missing", "Directory").expect_err("not there");
-        assert!(error.to_string().contains("does not exist on this node"), "{error}");
-        assert!(check("made", "DirectoryOrCreate").is_ok());
-        assert!(check("made", "Directory").is_ok());
-        assert!(check("made", "File").is_err());
-        assert!(check("file", "FileOrCreate").is_ok());
-        assert!(check("file", "Socket").is_err());
-    }
-
-    #[test]
-    fn a_group_gets_the_whole_tree_once() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let inner = dir.path().join("v/sub");
-        std::fs::create_dir_all(&inner).expect("made");
-        std::fs::write(inner.join("f"), "x").expect("written");
-        std::os::unix::fs::symlink("/etc/passwd", inner.join("link")).expect("linked");
-        let passwd = std::fs::metadata("/etc/passwd").expect("there").gid();
-        give_to(&dir.path().join("v"), 2000).expect("given (this test needs root)");
-        let meta = |name: &str| std::fs::symlink_metadata(dir.path().join(name)).expect("there");
-        for name in ["v", "v/sub", "v/sub/f", "v/sub/link"] {
-            assert_eq!(meta(name).gid(), 2000, "{name}");
-        }
-        assert_eq!(meta("v/sub").mode() & 0o7777, 0o2775);
-        assert_eq!(std::fs::metadata("/etc/passwd").expect("there").gid(), passwd, "links are not followed");
-        std::fs::write(inner.join("later"), "x").expect("written");
-        std::os::unix::fs::lchown(inner.join("later"), None, Some(7)).expect("changed");
-        give_to(&dir.path().join("v"), 2000).expect("given");
-        assert_eq!(meta("v/sub/later").gid(), 7, "done before, so it is not walked again");
     }
 }

@@ -38,7 +38,6 @@ pub(crate) struct CsiVolumes {
     pub(crate) layout: Layout,
     pub(crate) node: String,
     pub(crate) drivers: Drivers,
-    pub(crate) claims: Claims,
     pub(crate) in_use: InUse,
     pub(crate) locks: Locks,
 }
@@ -64,6 +63,7 @@ impl CsiVolumes {
     /// a call to the driver is never interrupted.
     pub(crate) async fn mount(
         &self,
+        claims: &Claims,
         source: &CsiSource,
         pod: &ForPod,
         stop: &CancellationToken,
@@ -86,7 +86,7 @@ impl CsiVolumes {
         }
         let context = match source.attach_required {
             true => tokio::select! {
-                context = self.claims.attached(source) => context?,
+                context = claims.attached(source) => context?,
                 () = stop.cancelled() => return Err(VolumeError::Stopped),
             },
             false => BTreeMap::new(),
@@ -95,11 +95,11 @@ impl CsiVolumes {
         let mut record = Record::new(source.volume.clone(), driver.info.stages, BTreeMap::new());
         record.write(&dir).map_err(VolumeError::io("writing a volume's record"))?;
         let staging = match driver.info.stages {
-            true => Some(self.stage(source, &driver, &context, &request_id).await?),
+            true => Some(self.stage(claims, source, &driver, (&context, &request_id)).await?),
             false => None,
         };
         let mut args = arguments(source, &driver, &context, staging.as_deref());
-        args.secrets = collected(self.claims.secret(&source.name, source.publish_secret.as_ref()).await?);
+        args.secrets = collected(claims.secret(&source.name, source.publish_secret.as_ref()).await?);
         if source.pod_info {
             args.volume_context.extend(pod_info(pod));
         }
@@ -115,10 +115,10 @@ impl CsiVolumes {
     /// Stages the volume unless it is staged under this attachment already.
     async fn stage(
         &self,
+        claims: &Claims,
         source: &CsiSource,
         driver: &Driver,
-        context: &BTreeMap<String, String>,
-        request_id: &str,
+        (context, request_id): (&BTreeMap<String, String>, &str),
     ) -> Result<PathBuf, VolumeError> {
         let dir = self.layout.stage(&source.volume);
         let target = dir.join("globalmount");
@@ -131,7 +131,7 @@ impl CsiVolumes {
         record.write(&dir).map_err(VolumeError::io("writing a volume's record"))?;
         std::fs::create_dir_all(&target).map_err(VolumeError::io("making the staging directory"))?;
         let mut args = arguments(source, driver, context, Some(&target));
-        args.secrets = collected(self.claims.secret(&source.name, source.stage_secret.as_ref()).await?);
+        args.secrets = collected(claims.secret(&source.name, source.stage_secret.as_ref()).await?);
         tracing::info!(request_id, volume = source.name, "staging a volume");
         let failed = |error| VolumeError::Driver { volume: source.name.clone(), error };
         driver.node.stage(args, request_id).await.map_err(failed)?;

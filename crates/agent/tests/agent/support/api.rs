@@ -16,10 +16,10 @@ use tokio::sync::watch;
 
 /// Shared by clones.
 #[derive(Clone)]
-pub struct FakeApi {
+pub(crate) struct FakeApi {
     state: Arc<Mutex<Objects>>,
     version: Arc<watch::Sender<u64>>,
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 #[derive(Default)]
@@ -31,7 +31,7 @@ struct Objects {
 }
 
 impl FakeApi {
-    pub async fn start() -> FakeApi {
+    pub(crate) async fn start() -> FakeApi {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let api = FakeApi { state: Arc::default(), version: Arc::new(watch::Sender::new(0)), address };
@@ -40,7 +40,7 @@ impl FakeApi {
         api
     }
 
-    pub fn kubeconfig(&self) -> String {
+    pub(crate) fn kubeconfig(&self) -> String {
         json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
             "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", self.address)}}],
@@ -50,17 +50,17 @@ impl FakeApi {
         .to_string()
     }
 
-    pub fn get(&self, path: &str) -> Option<Value> {
+    pub(crate) fn get(&self, path: &str) -> Option<Value> {
         self.state.lock().expect("whole").now.get(path).cloned()
     }
 
-    pub fn under(&self, prefix: &str) -> Vec<Value> {
+    pub(crate) fn under(&self, prefix: &str) -> Vec<Value> {
         let state = self.state.lock().expect("whole");
         state.now.iter().filter(|(path, _)| path.starts_with(prefix)).map(|(_, value)| value.clone()).collect()
     }
 
     /// Creates or replaces.
-    pub fn put(&self, path: &str, mut object: Value) {
+    pub(crate) fn put(&self, path: &str, mut object: Value) {
         if object["metadata"]["uid"].is_null() {
             object["metadata"]["uid"] = json!(uuid::Uuid::new_v4().to_string());
         }
@@ -75,13 +75,13 @@ impl FakeApi {
     }
 
     /// Changes an object by a merge patch.
-    pub fn patch(&self, path: &str, patch: &Value) {
+    pub(crate) fn patch(&self, path: &str, patch: &Value) {
         let mut object = self.get(path).expect("it exists");
         merge(&mut object, patch);
         self.write(path, object);
     }
 
-    pub fn delete(&self, path: &str) {
+    pub(crate) fn delete(&self, path: &str) {
         let mut state = self.state.lock().expect("whole");
         if let Some(object) = state.now.remove(path) {
             state.note("DELETED", path, object);
@@ -90,7 +90,7 @@ impl FakeApi {
     }
 
     /// What kubectl does to a pod: a deadline, which the agent then meets.
-    pub fn delete_gracefully(&self, path: &str, grace_s: i64) {
+    pub(crate) fn delete_gracefully(&self, path: &str, grace_s: i64) {
         let deletion = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": grace_s});
         self.patch(path, &json!({"metadata": deletion}));
     }
@@ -105,21 +105,29 @@ impl FakeApi {
     }
 
     /// Waits until the object is as wanted; panics with its last state when it takes too long.
-    pub async fn wait(&self, path: &str, what: &str, wanted: impl Fn(Option<&Value>) -> bool) -> Option<Value> {
+    pub(crate) async fn wait(&self, path: &str, what: &str, wanted: impl Fn(Option<&Value>) -> bool) -> Option<Value> {
+        let look = || Some(self.get(path)).filter(|object| wanted(object.as_ref()));
+        self.until(look).await.unwrap_or_else(|| panic!("{path} did not become {what}: {:#?}", self.get(path)))
+    }
+
+    /// Waits for an object beneath the prefix.
+    pub(crate) async fn wait_among(&self, prefix: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let look = || self.under(prefix).into_iter().find(&wanted);
+        self.until(look).await.unwrap_or_else(|| panic!("no {what}: {:#?}", self.under(prefix)))
+    }
+
+    async fn until<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
         let mut versions = self.version.subscribe();
         let seen = async {
             loop {
-                let object = self.get(path);
-                if wanted(object.as_ref()) {
-                    return object;
+                versions.borrow_and_update();
+                match look() {
+                    Some(found) => return found,
+                    None => versions.changed().await.expect("the sender lives"),
                 }
-                versions.changed().await.expect("the sender lives");
             }
         };
-        match tokio::time::timeout(std::time::Duration::from_secs(20), seen).await {
-            Ok(object) => object,
-            Err(_) => panic!("{path} did not become {what}: {:#?}", self.get(path)),
-        }
+        tokio::time::timeout(std::time::Duration::from_secs(20), seen).await.ok()
     }
 }
 
@@ -210,11 +218,7 @@ fn covers(root: &str, plural: &str, candidate: &str) -> bool {
 fn is_collection(path: &str) -> bool {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let rest = if parts[0] == "api" { &parts[2..] } else { &parts[3..] };
-    match rest {
-        ["namespaces", _, _] => true,
-        [_] => true,
-        _ => false,
-    }
+    matches!(rest, ["namespaces", _, _] | [_])
 }
 
 fn selected(object: &Value, query: &BTreeMap<String, String>) -> bool {

@@ -1,11 +1,9 @@
 //! Claims through a CSI driver: attach is waited for, staged once, published to each pod, taken away in the opposite
 //! order, also across restarts of the agent.
 
-mod support;
-
+use crate::support::csi::{DRIVER, FakeDriver};
+use crate::support::{IMAGE, Stand, is_ready};
 use serde_json::{Value, json};
-use support::csi::{DRIVER, FakeDriver};
-use support::{IMAGE, Stand, is_ready};
 
 fn in_use(node: Option<&Value>) -> bool {
     node.is_some_and(|node| node["status"]["volumesInUse"] == json!([format!("kubernetes.io/csi/{DRIVER}^vol-1")]))
@@ -89,5 +87,14 @@ async fn a_volume_is_staged_once_and_outlives_agents() {
     let free = |node: Option<&Value>| node.is_some_and(|node| node["status"]["volumesInUse"].is_null());
     stand.api.wait("/api/v1/nodes/k1", "free of volumes", free).await;
     assert_eq!(driver.take_calls(), ["registered true ", "unpublish vol-1", "unstage vol-1"]);
+
+    // A node is cleared without agent and API server: the pod's process, its volume, every file.
+    let third = stand.pod("third", writer("data", endless));
+    stand.api.wait(&third, "ready", is_ready).await;
+    stand.stop_agent().await;
+    driver.take_calls();
+    assert_eq!(stand.clear().run().await, [] as [String; 0]);
+    assert_eq!(driver.take_calls(), ["unpublish vol-1", "unstage vol-1"]);
+    assert!(!stand.dir.join("agent").exists());
     assert_eq!(stand.finish().await, [] as [String; 0]);
 }

@@ -1,10 +1,8 @@
 //! Pods on a real containerd, through a real agent, from an API server in memory.
 
-mod support;
-
+use crate::support::{IMAGE, Stand, dial, is_ready, phase};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use support::{IMAGE, Stand, dial, is_ready, phase};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -92,7 +90,7 @@ async fn a_pod_lives_and_dies() {
     let (out, err, status) = exec(&stand, &address, "web", &["sh", "-c", "echo out; echo err >&2; exit 3"], b"").await;
     assert_eq!((out.as_slice(), err.as_slice()), (b"out\n".as_slice(), b"err\n".as_slice()));
     assert_eq!(status["details"]["causes"][0]["message"], "3");
-    let large: Vec<u8> = (0..3_000_000u32).map(|i| (i * 31 >> 3) as u8).collect();
+    let large: Vec<u8> = (0..3_000_000u32).map(|i| ((i * 31) >> 3) as u8).collect();
     let (out, _, status) = exec(&stand, &address, "web", &["cat"], &large).await;
     assert!(out == large && status["status"] == "Success", "{status}");
 
@@ -186,7 +184,7 @@ async fn failures_are_told_and_crashes_back_off() {
     stand.start_agent().await;
     let runtime = cairn_agent::cri::Runtime::new(&stand.settings.socket());
     let started = tokio::time::Instant::now();
-    while runtime.sandboxes(&[("io.kubernetes.pod.name", "crash")]).await.expect("answered").len() > 0 {
+    while !runtime.sandboxes(&[("io.kubernetes.pod.name", "crash")]).await.expect("answered").is_empty() {
         assert!(started.elapsed().as_secs() < 20, "the orphan is still there");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }

@@ -1,39 +1,39 @@
 //! A stand for the agent's tests: a private containerd with its images, an API server in memory, certificates, and the
 //! agent itself in this process. Everything is taken down again, also when a test fails.
 
-pub mod api;
-pub mod csi;
+pub(crate) mod api;
+pub(crate) mod csi;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cairn_agent::Config;
 use cairn_agent::containerd::{
     BUSYBOX, Daemon, PAUSE_REFERENCE, Settings, busybox_image, import_image, pause_image, remove_pods, sweep,
 };
+use cairn_agent::{Clear, Config};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use api::FakeApi;
+use self::api::FakeApi;
 
-pub const IMAGE: &str = "docker.io/library/busybox:1.36";
-pub const NODE: &str = "k1";
+pub(crate) const IMAGE: &str = "docker.io/library/busybox:1.36";
+pub(crate) const NODE: &str = "k1";
 
-pub struct Stand {
-    pub dir: PathBuf,
-    pub api: FakeApi,
-    pub settings: Settings,
-    pub daemon: Option<Daemon>,
+pub(crate) struct Stand {
+    pub(crate) dir: PathBuf,
+    pub(crate) api: FakeApi,
+    pub(crate) settings: Settings,
+    pub(crate) daemon: Option<Daemon>,
     agent: Option<(CancellationToken, JoinHandle<Result<(), cairn_agent::Error>>)>,
     _dir: tempfile::TempDir,
 }
 
 impl Stand {
     /// `number` keeps the bridges and addresses of tests apart.
-    pub async fn start(number: u8) -> Stand {
+    pub(crate) async fn start(number: u8) -> Stand {
         for (program, package) in [("containerd", "containerd"), ("runc", "runc"), ("ip", "iproute2")] {
             let found =
                 std::env::var("PATH").expect("a PATH").split(':').any(|dir| Path::new(dir).join(program).exists());
@@ -66,12 +66,12 @@ impl Stand {
         Stand { dir, api, settings, daemon: Some(daemon), agent: None, _dir: temporary }
     }
 
-    pub fn registry(&self) -> PathBuf {
+    pub(crate) fn registry(&self) -> PathBuf {
         self.dir.join("registry")
     }
 
     /// Starts the agent and waits until its Node is ready; the address of its endpoint.
-    pub async fn start_agent(&mut self) -> String {
+    pub(crate) async fn start_agent(&mut self) -> String {
         let config = Config {
             node_name: NODE.into(),
             kubeconfig: self.dir.join("kubeconfig"),
@@ -106,7 +106,7 @@ impl Stand {
         format!("127.0.0.1:{}", node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"])
     }
 
-    pub async fn stop_agent(&mut self) {
+    pub(crate) async fn stop_agent(&mut self) {
         if let Some((shutdown, task)) = self.agent.take() {
             shutdown.cancel();
             task.await.expect("no panic").expect("a clean stop");
@@ -114,7 +114,7 @@ impl Stand {
     }
 
     /// Makes a pod on this node; its path.
-    pub fn pod(&self, name: &str, spec: Value) -> String {
+    pub(crate) fn pod(&self, name: &str, spec: Value) -> String {
         let mut spec = spec;
         spec["nodeName"] = json!(NODE);
         let path = format!("/api/v1/namespaces/default/pods/{name}");
@@ -123,21 +123,24 @@ impl Stand {
     }
 
     /// The event of a pod with this reason, once it is there.
-    pub async fn event(&self, pod: &str, reason: &str) -> Value {
-        let started = tokio::time::Instant::now();
-        loop {
-            let events = self.api.under("/api/v1/namespaces/default/events/");
-            let fits = |event: &&Value| event["involvedObject"]["name"] == pod && event["reason"] == reason;
-            if let Some(event) = events.iter().find(fits) {
-                return event.clone();
-            }
-            assert!(started.elapsed().as_secs() < 20, "no event {reason} about {pod}: {events:#?}");
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    pub(crate) async fn event(&self, pod: &str, reason: &str) -> Value {
+        let fits = |event: &Value| event["involvedObject"]["name"] == pod && event["reason"] == reason;
+        self.api.wait_among("/api/v1/namespaces/default/events/", &format!("{reason} about {pod}"), fits).await
+    }
+
+    /// The node's clearing, as `cairn reset` does it.
+    pub(crate) fn clear(&self) -> Clear {
+        Clear {
+            node_name: NODE.into(),
+            cri_socket: self.settings.socket(),
+            root: self.dir.join("agent"),
+            plugin_registry: self.registry(),
+            cgroup_parent: self.settings.cgroup_parent.clone(),
         }
     }
 
     /// Takes everything down and says what is left on the machine.
-    pub async fn finish(mut self) -> Vec<String> {
+    pub(crate) async fn finish(mut self) -> Vec<String> {
         self.stop_agent().await;
         self.take_down().await
     }
@@ -175,16 +178,16 @@ fn unmount_beneath(dir: &Path) {
     }
 }
 
-pub fn condition(object: &Value, kind: &str) -> Option<String> {
+pub(crate) fn condition(object: &Value, kind: &str) -> Option<String> {
     let list = object["status"]["conditions"].as_array()?;
     Some(list.iter().find(|condition| condition["type"] == kind)?["status"].as_str()?.to_owned())
 }
 
-pub fn phase(object: Option<&Value>) -> &str {
+pub(crate) fn phase(object: Option<&Value>) -> &str {
     object.and_then(|object| object["status"]["phase"].as_str()).unwrap_or_default()
 }
 
-pub fn is_ready(object: Option<&Value>) -> bool {
+pub(crate) fn is_ready(object: Option<&Value>) -> bool {
     object.is_some_and(|object| condition(object, "Ready").as_deref() == Some("True"))
 }
 
@@ -205,7 +208,7 @@ fn certificates(dir: &Path) {
 }
 
 /// A TLS connection to the agent; with the client's certificate or without any.
-pub async fn dial(
+pub(crate) async fn dial(
     stand: &Stand,
     address: &str,
     with_certificate: bool,

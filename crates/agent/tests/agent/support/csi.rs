@@ -13,17 +13,17 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
-pub const DRIVER: &str = "test.csi.example";
+pub(crate) const DRIVER: &str = "test.csi.example";
 
 #[derive(Clone, Default)]
-pub struct FakeDriver {
+pub(crate) struct FakeDriver {
     calls: Arc<Mutex<Vec<String>>>,
     endpoint: PathBuf,
 }
 
 impl FakeDriver {
     /// Serves both sockets beneath `dir`.
-    pub fn start(dir: &Path, registry: &Path) -> FakeDriver {
+    pub(crate) fn start(dir: &Path, registry: &Path) -> FakeDriver {
         std::fs::create_dir_all(registry).expect("made");
         let endpoint = dir.join("csi.sock");
         let driver = FakeDriver { calls: Arc::default(), endpoint: endpoint.clone() };
@@ -37,11 +37,11 @@ impl FakeDriver {
     }
 
     /// The calls so far, and forgets them.
-    pub fn take_calls(&self) -> Vec<String> {
+    pub(crate) fn take_calls(&self) -> Vec<String> {
         std::mem::take(&mut self.calls.lock().expect("whole"))
     }
 
-    pub fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         self.calls.lock().expect("whole").clone()
     }
 
