@@ -6,7 +6,8 @@
 //! kubectl --kubeconfig /tmp/x/api/kubeconfig get ns
 //! ```
 //!
-//! Arguments: a directory (made if absent), the store's endpoints (separated by commas), the address to listen on (port 0: any free one,
+//! Arguments: a directory (made if absent), the store's endpoints (separated by commas), the address to listen on (port 0:
+//! any free one,
 //! written into the kubeconfig). The directory gets `ca.crt`, `server.{crt,key}` (SANs localhost, 127.0.0.1),
 //! `admin.{crt,key}` (CN admin, O system:masters), `agent.{crt,key}` (CN system:node:agent, for an agent's HTTPS door;
 //! SANs localhost, 127.0.0.1) and `kubeconfig`; the server shows `admin.crt` to agents, which should ask for

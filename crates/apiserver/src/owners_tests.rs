@@ -19,7 +19,13 @@ fn labels(object: &Value) -> Value {
 
 #[test]
 fn what_is_no_longer_applied_goes() {
-    let made = by("me", None, json!({"metadata": {"name": "p", "labels": {"a": "1", "b": "2"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}})).expect("made");
+    let made = by(
+        "me",
+        None,
+        json!({"metadata": {"name": "p", "labels": {"a": "1", "b": "2"}},
+        "spec": {"containers": [{"name": "c", "image": "x"}]}}),
+    )
+    .expect("made");
     let next = by(
         "me",
         Some(&made),

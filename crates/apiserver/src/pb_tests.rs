@@ -33,9 +33,8 @@ fn a_config_map_as_kubectl_sends_it() {
     let body = envelope("v1", "ConfigMap", &[chunk(1, &meta), chunk(2, &data)].concat());
     assert_eq!(
         to_json(&body),
-        Ok(
-            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm1", "namespace": "default"}, "data": {"a": ""}})
-        )
+        Ok(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm1", "namespace": "default"},
+                "data": {"a": ""}}))
     );
 }
 
@@ -62,7 +61,8 @@ fn a_lease_keeps_meaningful_zeros_and_micros() {
     let value = to_json(&body).expect("a lease");
     assert_eq!(
         value["spec"],
-        json!({"holderIdentity": "", "leaseDurationSeconds": 15, "renewTime": "2001-09-09T01:46:40.001000Z", "leaseTransitions": 0})
+        json!({"holderIdentity": "", "leaseDurationSeconds": 15, "renewTime": "2001-09-09T01:46:40.001000Z",
+            "leaseTransitions": 0})
     );
 }
 
@@ -81,7 +81,8 @@ fn a_volume_flattens_its_source() {
     let value = to_json(&body).expect("a volume");
     assert_eq!(
         value["spec"],
-        json!({"capacity": {"storage": "1Gi"}, "csi": {"driver": "csi.cairn.dev", "volumeHandle": "vol-1"}, "accessModes": ["ReadWriteOnce"]})
+        json!({"capacity": {"storage": "1Gi"}, "csi": {"driver": "csi.cairn.dev", "volumeHandle": "vol-1"},
+            "accessModes": ["ReadWriteOnce"]})
     );
 }
 

@@ -111,7 +111,8 @@ mod tests {
     #[test]
     fn revision_is_spliced_in_and_never_stored() {
         let pods = find("", "v1", "pods").expect("pods are served");
-        let pod = json!({"kind": "Pod", "spec": {"nodeName": "n1"}, "metadata": {"name": "a", "resourceVersion": "3", "labels": {"x": "y"}},
+        let pod = json!({"kind": "Pod", "spec": {"nodeName": "n1"}, "metadata": {"name": "a",
+            "resourceVersion": "3", "labels": {"x": "y"}},
             "apiVersion": "v1"});
         let value = encode(&pod);
         assert!(!String::from_utf8_lossy(&value).contains("resourceVersion"));

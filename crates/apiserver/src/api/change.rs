@@ -388,7 +388,10 @@ mod tests {
     #[test]
     fn nothing_goes_before_its_time() {
         let pods = find("", "v1", "pods").expect("pods");
-        let pod = |grace, finalizers| json!({"metadata": {"deletionTimestamp": "t", "deletionGracePeriodSeconds": grace, "finalizers": finalizers}});
+        let pod = |grace, finalizers| {
+            json!({"metadata": {"deletionTimestamp": "t",
+            "deletionGracePeriodSeconds": grace, "finalizers": finalizers}})
+        };
         assert!(is_finished(pods, &pod(0, json!([]))));
         assert!(!is_finished(pods, &pod(30, json!([]))));
         assert!(!is_finished(pods, &pod(0, json!(["x"]))));

@@ -85,7 +85,8 @@ pub(super) fn resources(group: &str, version: &str) -> Option<Value> {
         }
     }
     for (_, plural, kind) in REVIEWS.iter().filter(|(of, _, _)| *of == group) {
-        list.push(json!({"name": plural, "singularName": plural.trim_end_matches('s'), "namespaced": false, "kind": kind, "verbs": ["create"]}));
+        list.push(json!({"name": plural, "singularName": plural.trim_end_matches('s'), "namespaced": false,
+            "kind": kind, "verbs": ["create"]}));
     }
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}))

@@ -69,9 +69,8 @@ pub(super) fn document(path: &str) -> Option<Value> {
         }
         schemas[&name]["x-kubernetes-group-version-kind"] = json!([kind]);
     }
-    Some(
-        json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": paths, "components": {"schemas": schemas}}),
-    )
+    Some(json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": paths,
+            "components": {"schemas": schemas}}))
 }
 
 const WRITE: [&str; 3] = ["dryRun", "fieldManager", "fieldValidation"];

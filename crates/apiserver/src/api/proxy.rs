@@ -343,7 +343,8 @@ mod tests {
 
     #[test]
     fn the_container_is_found_or_asked_for() {
-        let two = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}], "initContainers": [{"name": "i"}]}});
+        let two = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}],
+            "initContainers": [{"name": "i"}]}});
         let found = |query: &str| container_of(&two, &Query::parse(query)).map_err(|error| error.to_string());
         assert_eq!(found("container=i"), Ok("i".to_owned()));
         assert_eq!(found("container=x"), Err("container x is not valid for pod p".to_owned()));

@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn a_pod_is_bound_once() {
-        let pod = json!({"metadata": {"name": "p", "uid": "u"}, "spec": {}, "status": {"conditions": [{"type": "PodScheduled", "status": "False"}]}});
+        let pod = json!({"metadata": {"name": "p", "uid": "u"}, "spec": {},
+            "status": {"conditions": [{"type": "PodScheduled", "status": "False"}]}});
         let on_node = bound(&pod, "n", "u").expect("bound");
         assert_eq!(on_node["spec"]["nodeName"], "n");
         assert_eq!(on_node["status"]["conditions"][0]["status"], "True");

@@ -87,7 +87,8 @@ impl View {
             }
             View::Partial => {
                 let items: Vec<Value> = items.iter().map(|item| partial(&item.object())).collect();
-                let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items});
+                let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": metadata, "items": items});
                 Bytes::from(list.to_string())
             }
             View::Table(include) => {
@@ -173,7 +174,8 @@ mod tests {
 
     #[test]
     fn the_first_known_form_is_chosen() {
-        let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+        let table = |version: &str| format!("application/json;as=Table;v={version};g=meta.k8s.io");
+        let kubectl = &format!("{},{},application/json", table("v1"), table("v1beta1"));
         let none = Query::default();
         assert_eq!(View::choose(kubectl, &none), View::Table(Include::Metadata));
         assert_eq!(View::choose(kubectl, &Query::parse("includeObject=Object")), View::Table(Include::Object));

@@ -11,7 +11,8 @@ fn patched(kind: &str, mut target: Value, patch: Value) -> Value {
 
 #[test]
 fn lists_merge_by_their_keys() {
-    let pod = json!({"spec": {"containers": [{"name": "a", "image": "x:1", "env": [{"name": "K", "value": "1"}]}, {"name": "b", "image": "y"}]}});
+    let pod = json!({"spec": {"containers": [{"name": "a", "image": "x:1", "env": [{"name": "K",
+        "value": "1"}]}, {"name": "b", "image": "y"}]}});
     let patch = json!({"spec": {"containers": [{"name": "a", "image": "x:2", "env": [{"name": "L", "value": "2"}]}],
         "$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}});
     assert_eq!(
@@ -50,7 +51,8 @@ fn finalizers_as_the_provisioner_removes_them() {
 fn conditions_as_the_resizer_sets_them() {
     let claim =
         json!({"status": {"conditions": [{"type": "Resizing", "status": "True"}], "capacity": {"storage": "1Gi"}}});
-    let patch = json!({"status": {"conditions": [{"type": "FileSystemResizePending", "status": "True"}, {"type": "Resizing", "status": "False"}]}});
+    let patch = json!({"status": {"conditions": [{"type": "FileSystemResizePending", "status": "True"},
+        {"type": "Resizing", "status": "False"}]}});
     assert_eq!(
         patched("PersistentVolumeClaim", claim.clone(), patch)["status"]["conditions"],
         json!([{"type": "Resizing", "status": "False"}, {"type": "FileSystemResizePending", "status": "True"}])
@@ -74,7 +76,8 @@ fn what_has_no_key_is_replaced_and_maps_merge() {
 #[test]
 fn order_keeps_what_the_server_added() {
     let pod = json!({"spec": {"containers": [{"name": "a"}, {"name": "injected"}, {"name": "b"}]}});
-    let patch = json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}, {"name": "c"}], "containers": [{"name": "c"}]}});
+    let patch = json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}, {"name": "c"}],
+        "containers": [{"name": "c"}]}});
     let names: Vec<Value> = patched("Pod", pod, patch)["spec"]["containers"]
         .as_array()
         .expect("list")

@@ -58,7 +58,8 @@ impl Gate {
         }
         let subject =
             Subject { group: String::new(), kind: "persistentvolumeclaims".to_owned(), name: name(old).to_owned() };
-        let why = "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize";
+        let why = "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc \
+            must support resize";
         Err(ApiError::Forbidden { subject, why: why.to_owned() })
     }
 }
@@ -122,7 +123,10 @@ mod tests {
 
     #[test]
     fn only_classes_that_allow_it_expand() {
-        let claim = |class: &str, size: &str| json!({"metadata": {"name": "c"}, "spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}}});
+        let claim = |class: &str, size: &str| {
+            json!({"metadata": {"name": "c"},
+            "spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}}})
+        };
         let verdict =
             |class: &str, to: &str| Gate::Claim.update(&claim(class, to), &claim(class, "1Gi"), &facts()).is_ok();
         assert!(verdict("new", "2Gi"));

@@ -79,7 +79,11 @@ pub(crate) fn check_update(new: &Value, old: &Value, causes: &mut Vec<Cause>) {
             let quoted: Vec<String> = added.iter().map(|f| format!("{f:?}")).collect();
             causes.push(Cause::forbidden(
                 "metadata.finalizers",
-                format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}", quoted.join(", ")),
+                format!(
+                    "no new finalizers can be added if the object is being deleted, found new finalizers \
+                    []string{{{}}}",
+                    quoted.join(", ")
+                ),
             ));
         }
     }

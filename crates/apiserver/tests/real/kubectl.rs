@@ -39,7 +39,8 @@ async fn apply_read_change_delete() {
     let wide = stand.kubectl("get pods -o wide").await;
     assert!(wide.contains("NOMINATED NODE"), "{wide}");
     assert!(stand.kubectl("get sc").await.contains("fast (default)"));
-    let claim = stand.kubectl("get pvc data -o jsonpath={.spec.storageClassName},{.spec.volumeMode},{.metadata.finalizers[0]},{.status.phase}").await;
+    let fields = "{.spec.storageClassName},{.spec.volumeMode},{.metadata.finalizers[0]},{.status.phase}";
+    let claim = stand.kubectl(&format!("get pvc data -o jsonpath={fields}")).await;
     assert_eq!(claim, "fast,Filesystem,kubernetes.io/pvc-protection,Pending");
     assert!(stand.kubectl("get pod web -o yaml").await.contains("imagePullPolicy: IfNotPresent"));
     assert!(stand.kubectl("describe pvc data").await.contains("Used By:       web"));
@@ -123,7 +124,8 @@ async fn the_three_ways_to_apply() {
     stand.kubectl_in("apply --server-side --field-manager=ci -f -", &map("a: '9'")).await;
     assert_eq!(stand.kubectl("get cm m -o jsonpath={.data}").await, r#"{"a":"9","other":"x"}"#);
     // Made by the server-side apply itself.
-    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: p}\nspec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1024Mi}}}\n";
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: p}\nspec: {accessModes: \
+        [ReadWriteOnce], resources: {requests: {storage: 1024Mi}}}\n";
     stand.kubectl_in("apply --server-side -f -", claim).await;
     let first = stand.kubectl("get pvc p -o jsonpath={.metadata.resourceVersion}").await;
     stand.kubectl_in("apply --server-side -f -", claim).await;
@@ -175,7 +177,8 @@ async fn bad_objects_are_refused_in_words() {
     let grow =
         |size: &str| format!(r#"patch pvc data -p {{"spec":{{"resources":{{"requests":{{"storage":"{size}"}}}}}}}}"#);
     assert!(stand.refused(&grow("2Gi"), "").await.contains("spec is immutable after creation"));
-    let bound = r#"patch pvc data --subresource=status --type=merge -p {"status":{"phase":"Bound","capacity":{"storage":"1Gi"}}}"#;
+    let status = r#"{"status":{"phase":"Bound","capacity":{"storage":"1Gi"}}}"#;
+    let bound = &format!("patch pvc data --subresource=status --type=merge -p {status}");
     stand.kubectl(bound).await;
     assert!(stand.refused(&grow("512Mi"), "").await.contains("field can not be less than status.capacity"));
     assert!(stand.refused(&grow("lots"), "").await.contains("quantities must match the regular expression"));

@@ -104,11 +104,13 @@ async fn logs_and_exec_reach_the_node() {
     let serving = tokio::spawn(node(listener, acceptor(stand.dir.path())));
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"},
         "status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}});
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": {"containers": [{"name": "main", "image": "i"}]}});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
+        "spec": {"containers": [{"name": "main", "image": "i"}]}});
     stand.kubectl_in("create -f -", &node.to_string()).await;
     stand.kubectl_in("create -f -", &pod.to_string()).await;
     assert!(stand.refused("logs web", "").await.contains("pod web does not have a host assigned"));
-    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "web"}, "target": {"kind": "Node", "name": "n1"}});
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "web"},
+        "target": {"kind": "Node", "name": "n1"}});
     stand.kubectl_in("create --raw /api/v1/namespaces/default/pods/web/binding -f -", &binding.to_string()).await;
     stand.kubectl(r#"patch pod web --subresource=status --type=merge -p {"status":{"phase":"Running"}}"#).await;
 
