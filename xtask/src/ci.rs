@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::machine::{self, Need};
-use crate::shell::{self, cargo};
+use cairn_tests::cargo;
+
 use crate::{demo, tidy};
 
 /// The version of cargo-deny that the gate is written for.
@@ -38,11 +39,11 @@ pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     machine::prepare(Need::Test)?;
     let mut times = Vec::new();
-    stage(&mut times, "fmt", || shell::run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    stage(&mut times, "fmt", || cairn_tests::run(&mut cargo(&["fmt", "--all", "--check"])))?;
     stage(&mut times, "tidy", tidy::run)?;
     stage(&mut times, "deny", deny)?;
     stage(&mut times, "clippy", || {
-        shell::run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+        cairn_tests::run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
     })?;
     stage(&mut times, "test", || test(&TestOptions::default()))?;
     println!("\nstage            s");
@@ -56,8 +57,8 @@ pub(crate) fn run() -> Result<()> {
 /// `cargo xtask test`: unit and property tests, the simulation in its short form, then the stories on real processes.
 pub(crate) fn test(options: &TestOptions) -> Result<()> {
     machine::prepare(Need::Test)?;
-    shell::run(&mut cargo(&["build", "--workspace", "--locked"]))?;
-    shell::run(&mut cargo(&["test", "--workspace", "--exclude", "cairn-tests", "--locked"]))?;
+    cairn_tests::run(&mut cargo(&["build", "--workspace", "--locked"]))?;
+    cairn_tests::run(&mut cargo(&["test", "--workspace", "--exclude", "cairn-tests", "--locked"]))?;
     sim(&SimOptions { seeds: SHORT_SIM_SEEDS, seed: None, json: false })?;
     if options.no_e2e {
         println!("the end-to-end tests were left out (--no-e2e)");
@@ -65,7 +66,7 @@ pub(crate) fn test(options: &TestOptions) -> Result<()> {
     }
     machine::check_host()?;
     // One at a time: each starts a cluster of its own on a machine that may have two cores.
-    shell::run(&mut cargo(&["test", "--package", "cairn-tests", "--locked", "--", "--test-threads=1"]))?;
+    cairn_tests::run(&mut cargo(&["test", "--package", "cairn-tests", "--locked", "--", "--test-threads=1"]))?;
     demo::run(&demo::Options::for_ci())
 }
 
@@ -83,7 +84,7 @@ pub(crate) fn sim(options: &SimOptions) -> Result<()> {
     if options.json {
         args.push("--json");
     }
-    shell::run(&mut cargo(&args))
+    cairn_tests::run(&mut cargo(&args))
 }
 
 /// Licences, sources and banned crates. Advisories only where their database can be reached.
@@ -92,10 +93,18 @@ fn deny() -> Result<()> {
     if !has {
         println!("cargo-deny is missing; building it once with cargo install");
         // The dev profile: it runs for a second, so its own speed does not matter.
-        shell::run(&mut cargo(&["install", "--locked", "--quiet", "--debug", "--version", CARGO_DENY, "cargo-deny"]))
-            .context("cargo-deny could not be installed from the registry")?;
+        cairn_tests::run(&mut cargo(&[
+            "install",
+            "--locked",
+            "--quiet",
+            "--debug",
+            "--version",
+            CARGO_DENY,
+            "cargo-deny",
+        ]))
+        .context("cargo-deny could not be installed from the registry")?;
     }
-    shell::run(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
+    cairn_tests::run(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
 }
 
 fn stage(times: &mut Vec<(String, u64)>, name: &str, action: impl FnOnce() -> Result<()>) -> Result<()> {

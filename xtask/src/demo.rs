@@ -8,13 +8,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use cairn_tests::{Cluster, UpOptions, cargo, until};
 use clap::Args;
 use serde_json::Value;
 
-use crate::cluster::{Cluster, until};
 use crate::machine::{self, Need};
 use crate::report::Report;
-use crate::shell::{self, cargo};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -24,6 +23,9 @@ pub(crate) struct Options {
     /// Leave the cluster running at the end.
     #[arg(long)]
     keep: bool,
+    /// Tell the story with `cairn` alone, as where kubectl is missing.
+    #[arg(long)]
+    without_kubectl: bool,
     /// Where the JSON goes.
     #[arg(long, default_value = "target/demo.json")]
     json: PathBuf,
@@ -31,7 +33,7 @@ pub(crate) struct Options {
 
 impl Options {
     pub(crate) fn for_ci() -> Self {
-        Self { ci: true, keep: false, json: "target/demo.json".into() }
+        Self { ci: true, keep: false, without_kubectl: false, json: "target/demo.json".into() }
     }
 }
 
@@ -42,7 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut report = Report::default();
     let outcome = tell(options, &mut report);
     report.print();
-    let json = shell::root().join(&options.json);
+    let json = cairn_tests::root().join(&options.json);
     report.write_json(&json)?;
     if options.ci {
         println!("written to {}", options.json.display());
@@ -55,12 +57,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn tell(options: &Options, report: &mut Report) -> Result<()> {
-    let binary = report.step("build the binary", None, || {
-        shell::run(&mut cargo(&["build", "--package", "cairn", "--locked"]))?;
-        Ok((binary_path()?, String::new()))
+    report.step("build the binary", None, || {
+        cairn_tests::run(&mut cargo(&["build", "--package", "cairn", "--locked"]))?;
+        Ok(((), String::new()))
     })?;
     let mut cluster = report.step("nothing -> HEALTHY", secs(5), || {
-        let cluster = Cluster::up(&binary, options.keep)?;
+        let without_kubectl = options.without_kubectl;
+        let cluster = Cluster::up(UpOptions { keep: options.keep, without_kubectl, ..UpOptions::default() })?;
         Ok((cluster, "3 metadata members, 3 OSDs, API server, agent".into()))
     })?;
     members_and_osds(&cluster, report)?;
@@ -82,12 +85,6 @@ fn tell(options: &Options, report: &mut Report) -> Result<()> {
     })
 }
 
-fn binary_path() -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
-    let binary = target.join("debug/cairn");
-    binary.exists().then_some(binary).context("cargo built no binary at target/debug/cairn")
-}
-
 fn members_and_osds(cluster: &Cluster, report: &mut Report) -> Result<()> {
     report.step("three members, one leader", None, || {
         let status = cluster.cairn_json(&["status"])?;
@@ -96,7 +93,7 @@ fn members_and_osds(cluster: &Cluster, report: &mut Report) -> Result<()> {
         if members != 3 || leader == 0 {
             bail!("{members} members, leader {leader}");
         }
-        shell::run(&mut cluster.cairn(&["status"]))?;
+        cairn_tests::run(&mut cluster.cairn(&["status"]))?;
         Ok(((), format!("member {leader} leads")))
     })?;
     report.step("three OSDs up", None, || {
@@ -105,12 +102,12 @@ fn members_and_osds(cluster: &Cluster, report: &mut Report) -> Result<()> {
         if up != 3 {
             bail!("{up} OSDs are up");
         }
-        shell::run(&mut cluster.cairn(&["osd", "tree"]))?;
+        cairn_tests::run(&mut cluster.cairn(&["osd", "tree"]))?;
         Ok(((), String::new()))
     })?;
     report.step("health names the single host, with the remedy", None, || {
         let health = cluster.cairn_json(&["health"])?;
-        shell::run(&mut cluster.cairn(&["health"]))?;
+        cairn_tests::run(&mut cluster.cairn(&["health"]))?;
         let checks = health["checks"].as_array().cloned().unwrap_or_default();
         let check = checks.iter().find(|check| check["code"] == "POOL_SINGLE_HOST").context("no POOL_SINGLE_HOST")?;
         if check["remedy"].as_str().unwrap_or_default().is_empty() {
@@ -124,7 +121,7 @@ fn members_and_osds(cluster: &Cluster, report: &mut Report) -> Result<()> {
 fn claim_and_pod(cluster: &Cluster, report: &mut Report) -> Result<()> {
     println!("\n(manifests are applied with {})", cluster.client_name());
     let watch = BindingWatch::start(cluster)?;
-    shell::run(&mut cluster.kube(&["apply", "-f", "examples/writer.yaml"]))?;
+    cairn_tests::run(&mut cluster.kube(&["apply", "-f", "examples/writer.yaml"]))?;
     let bound = until("claim Bound", 10, || phase(cluster, "pvc", "writer-data", "Bound"))?;
     let took = watch.finish()?;
     report.record("claim -> Bound", took, millis(200), Ok(((), volume_of(&bound))))?;
@@ -145,17 +142,22 @@ fn claim_and_pod(cluster: &Cluster, report: &mut Report) -> Result<()> {
 /// The claim and the pod of the Kubernetes documentation, with only the image changed.
 fn documented_manifests(cluster: &Cluster, report: &mut Report) -> Result<()> {
     report.step("the documentation's claim and pod, by kubectl alone", secs(10), || {
-        shell::run(&mut cluster.kube(&["apply", "-f", "examples/claim.yaml", "-f", "examples/pod.yaml"]))?;
-        shell::run(&mut cluster.kube(&["wait", "--for=jsonpath={.status.phase}=Bound", "pvc/data", "--timeout=30s"]))?;
-        shell::run(&mut cluster.kube(&["wait", "--for=condition=Ready", "pod/shell", "--timeout=60s"]))?;
-        shell::run(&mut cluster.kube(&["exec", "shell", "--", "sh", "-c", "echo hello > /data/hello && sync"]))?;
-        let read = shell::capture(&mut cluster.kube(&["exec", "shell", "--", "cat", "/data/hello"]))?;
+        cairn_tests::run(&mut cluster.kube(&["apply", "-f", "examples/claim.yaml", "-f", "examples/pod.yaml"]))?;
+        cairn_tests::run(&mut cluster.kube(&[
+            "wait",
+            "--for=jsonpath={.status.phase}=Bound",
+            "pvc/data",
+            "--timeout=30s",
+        ]))?;
+        cairn_tests::run(&mut cluster.kube(&["wait", "--for=condition=Ready", "pod/shell", "--timeout=60s"]))?;
+        cairn_tests::run(&mut cluster.kube(&["exec", "shell", "--", "sh", "-c", "echo hello > /data/hello && sync"]))?;
+        let read = cairn_tests::capture(&mut cluster.kube(&["exec", "shell", "--", "cat", "/data/hello"]))?;
         if read.trim() != "hello" {
             bail!("read back {read:?}");
         }
-        shell::run(&mut cluster.kube(&["get", "pods,pvc,pv,storageclass,nodes", "-o", "wide"]))?;
-        shell::run(&mut cluster.kube(&["describe", "pvc", "data"]))?;
-        shell::run(&mut cluster.kube(&["delete", "-f", "examples/pod.yaml", "-f", "examples/claim.yaml"]))?;
+        cairn_tests::run(&mut cluster.kube(&["get", "pods,pvc,pv,storageclass,nodes", "-o", "wide"]))?;
+        cairn_tests::run(&mut cluster.kube(&["describe", "pvc", "data"]))?;
+        cairn_tests::run(&mut cluster.kube(&["delete", "-f", "examples/pod.yaml", "-f", "examples/claim.yaml"]))?;
         Ok(((), String::new()))
     })
 }
@@ -239,7 +241,7 @@ fn both_kills(cluster: &Cluster, report: &mut Report) -> Result<()> {
         Ok(((), verified.trim().to_owned()))
     })?;
     report.step("no I/O error in the pod", None, || {
-        let log = shell::capture(&mut cluster.kube(&["logs", "writer"]))?;
+        let log = cairn_tests::capture(&mut cluster.kube(&["logs", "writer"]))?;
         let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("ERROR")).collect();
         if let Some(first) = errors.first() {
             bail!("{} failed writes; the first: {first}", errors.len());
@@ -263,7 +265,7 @@ echo "$good files match their checksums, $bad do not"
 
 fn delete_everything(cluster: &Cluster, report: &mut Report) -> Result<()> {
     report.step("delete pod and claim: the volume is gone", secs(20), || {
-        shell::run(&mut cluster.kube(&["delete", "-f", "examples/writer.yaml"]))?;
+        cairn_tests::run(&mut cluster.kube(&["delete", "-f", "examples/writer.yaml"]))?;
         until("volume gone", 60, || {
             let volumes = cluster.cairn_json(&["volume", "ls"])?;
             Ok(volumes.as_array().is_some_and(Vec::is_empty).then_some(()))
@@ -330,11 +332,11 @@ impl BindingWatch {
 }
 
 fn exec(cluster: &Cluster, script: &str) -> Result<String> {
-    shell::capture(&mut cluster.kube(&["exec", "writer", "--", "sh", "-c", script]))
+    cairn_tests::capture(&mut cluster.kube(&["exec", "writer", "--", "sh", "-c", script]))
 }
 
 fn wrote(cluster: &Cluster) -> Result<usize> {
-    let log = shell::capture(&mut cluster.kube(&["logs", "writer"]))?;
+    let log = cairn_tests::capture(&mut cluster.kube(&["logs", "writer"]))?;
     Ok(log.lines().filter(|line| line.starts_with("wrote")).count())
 }
 
@@ -345,7 +347,7 @@ fn at_least(cluster: &Cluster, wanted: usize) -> Result<Option<usize>> {
 
 /// The longest time between two lines of the writer, by the times the container runtime put on them.
 fn longest_stall(cluster: &Cluster) -> Result<(Duration, String)> {
-    let log = shell::capture(&mut cluster.kube(&["logs", "writer", "--timestamps"]))?;
+    let log = cairn_tests::capture(&mut cluster.kube(&["logs", "writer", "--timestamps"]))?;
     let mut longest = (Duration::ZERO, String::new());
     let mut last: Option<(f64, String)> = None;
     for line in log.lines() {
@@ -376,7 +378,7 @@ fn seconds_of_day(stamp: &str) -> Option<f64> {
 
 fn apply_text(cluster: &Cluster, text: &str) -> Result<()> {
     let file = manifest(cluster, text)?;
-    shell::run(&mut cluster.kube(&["apply", "-f", &file.to_string_lossy()]))
+    cairn_tests::run(&mut cluster.kube(&["apply", "-f", &file.to_string_lossy()]))
 }
 
 fn refused_text(cluster: &Cluster, text: &str, names: &str) -> Result<String> {
@@ -393,7 +395,7 @@ fn manifest(cluster: &Cluster, text: &str) -> Result<PathBuf> {
 /// The command must fail, and say `names`.
 fn refused(command: &mut Command, names: &str) -> Result<String> {
     let start = Instant::now();
-    let output = shell::output(command)?;
+    let output = cairn_tests::output(command)?;
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     if output.status.success() {
         bail!("it was accepted");
@@ -409,14 +411,14 @@ fn refused(command: &mut Command, names: &str) -> Result<String> {
 
 fn event_about(cluster: &Cluster, name: &str, names: &str) -> Result<Option<String>> {
     let field = format!("involvedObject.name={name}");
-    let text = shell::capture(&mut cluster.kube(&["get", "events", "--field-selector", &field, "-o", "json"]))?;
+    let text = cairn_tests::capture(&mut cluster.kube(&["get", "events", "--field-selector", &field, "-o", "json"]))?;
     let events: Value = serde_json::from_str(&text).context("events are not JSON")?;
     let messages = events["items"].as_array().into_iter().flatten().filter_map(|event| event["message"].as_str());
     Ok(messages.into_iter().find(|message| message.contains(names)).map(str::to_owned))
 }
 
 fn delete(cluster: &Cluster, kind: &str, name: &str) -> Result<()> {
-    shell::run(&mut cluster.kube(&["delete", kind, name, "--timeout=20s"]))
+    cairn_tests::run(&mut cluster.kube(&["delete", kind, name, "--timeout=20s"]))
 }
 
 fn secs(seconds: u64) -> Option<Duration> {

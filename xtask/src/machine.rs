@@ -5,8 +5,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell;
-
 /// One Debian package and a file that shows it is there.
 struct Package {
     name: &'static str,
@@ -77,13 +75,13 @@ pub(crate) fn prepare(need: Need) -> Result<()> {
     for package in &missing {
         println!("  {:<28} {}", package.name, package.purpose);
     }
-    if shell::find_program("apt-get").is_none() {
+    if cairn_tests::find_program("apt-get").is_none() {
         bail!("apt-get is not here: install the packages above by hand, then run the command again");
     }
-    shell::run(Command::new("apt-get").args(["update", "-qq"]).env("DEBIAN_FRONTEND", "noninteractive"))
+    cairn_tests::run(Command::new("apt-get").args(["update", "-qq"]).env("DEBIAN_FRONTEND", "noninteractive"))
         .context("apt-get cannot reach the package lists; check the network and /etc/apt")?;
     let names = missing.iter().map(|package| package.name);
-    shell::run(
+    cairn_tests::run(
         Command::new("apt-get")
             .args(["install", "-y", "-qq", "--no-install-recommends"])
             .args(names)

@@ -7,11 +7,9 @@
 #![forbid(unsafe_code)]
 
 mod ci;
-mod cluster;
 mod demo;
 mod machine;
 mod report;
-mod shell;
 mod tidy;
 
 use clap::{Parser, Subcommand};

@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::shell;
-
 /// Crates that decide without doing: no I/O, no clock, no threads.
 const CORES: &[&str] = &["types", "placement", "meta-core", "meta-raft", "osd-core", "client-core", "nbd", "wire"];
 
@@ -27,7 +25,7 @@ const LONG_FILE: usize = 600;
 
 /// Runs every rule.
 pub(crate) fn run() -> Result<()> {
-    let root = shell::root();
+    let root = cairn_tests::root();
     let mut offences = Vec::new();
     arrows(&root, &mut offences)?;
     for file in rust_files(&root)? {
@@ -47,7 +45,7 @@ pub(crate) fn run() -> Result<()> {
 fn arrows(root: &Path, offences: &mut Vec<String>) -> Result<()> {
     let page = std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("cannot read ARCHITECTURE.md")?;
     let allowed = allowed_arrows(&page);
-    let metadata = shell::capture(&mut shell::cargo(&["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata = cairn_tests::capture(&mut cairn_tests::cargo(&["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata is not JSON")?;
     for package in metadata["packages"].as_array().into_iter().flatten() {
         let name = room(package["name"].as_str().unwrap_or_default());
@@ -140,7 +138,7 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 }
 
 fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
-    let listed = shell::capture(std::process::Command::new("git").current_dir(root).args([
+    let listed = cairn_tests::capture(std::process::Command::new("git").current_dir(root).args([
         "ls-files",
         "-co",
         "--exclude-standard",

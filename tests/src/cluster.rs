@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::shell;
 
 /// A running cluster. Dropping it takes everything away.
-pub(crate) struct Cluster {
+pub struct Cluster {
     binary: PathBuf,
     dir: PathBuf,
     kubectl: Option<PathBuf>,
@@ -18,43 +18,78 @@ pub(crate) struct Cluster {
     gone: bool,
 }
 
+/// How to start one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UpOptions {
+    /// Leave it running when it is dropped.
+    pub keep: bool,
+    /// No orchestrator.
+    pub storage_only: bool,
+    /// Drive it as if kubectl were not here.
+    pub without_kubectl: bool,
+}
+
+/// Numbers the clusters of one process.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
 impl Cluster {
     /// Starts one in a new directory and returns when `cairn up` says it is healthy.
-    pub(crate) fn up(binary: &Path, keep: bool) -> Result<Self> {
-        let dir = PathBuf::from(format!("/var/tmp/cairn-{}", std::process::id()));
+    ///
+    /// # Errors
+    /// When the binary is missing or the cluster does not become healthy.
+    pub fn up(options: UpOptions) -> Result<Self> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Outside the checkout and short: unix sockets below it have at most 107 bytes.
+        let dir = PathBuf::from(format!("/var/tmp/cairn-{}-{number}", std::process::id()));
         let kubectl = std::env::var_os("KUBECTL").map(PathBuf::from).or_else(|| shell::find_program("kubectl"));
-        let cluster = Self { binary: binary.to_owned(), dir, kubectl, keep, gone: false };
-        shell::run(cluster.cairn(&["up", "--base-port", "0", "--osd-size", "4Gi", "--restart-delay-ms", "4000"]).arg(
-            // Said on the command line, because a person would do the same to look at it.
-            "--quiet",
-        ))?;
+        let kubectl = kubectl.filter(|_| !options.without_kubectl);
+        let cluster = Self { binary: binary()?, dir, kubectl, keep: options.keep, gone: false };
+        cluster.start(options.storage_only)?;
         Ok(cluster)
     }
 
+    /// `cairn up`: for the first time, or again after a stop.
+    ///
+    /// # Errors
+    /// When it does not become healthy.
+    pub fn start(&self, storage_only: bool) -> Result<()> {
+        let mut command =
+            self.cairn(&["up", "--base-port", "0", "--osd-size", "4Gi", "--restart-delay-ms", "4000", "--quiet"]);
+        if storage_only {
+            command.arg("--storage-only");
+        }
+        shell::run(&mut command)
+    }
+
     /// The cluster's directory.
-    pub(crate) fn dir(&self) -> &Path {
+    #[must_use]
+    pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// Which program applies manifests here.
-    pub(crate) fn client_name(&self) -> &'static str {
+    #[must_use]
+    pub fn client_name(&self) -> &'static str {
         if self.kubectl.is_some() { "kubectl" } else { "cairn" }
     }
 
     /// Whether kubectl is here.
-    pub(crate) fn has_kubectl(&self) -> bool {
+    #[must_use]
+    pub fn has_kubectl(&self) -> bool {
         self.kubectl.is_some()
     }
 
     /// A `cairn` command for this cluster.
-    pub(crate) fn cairn(&self, args: &[&str]) -> Command {
+    #[must_use]
+    pub fn cairn(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(args).arg("--dir").arg(&self.dir).current_dir(shell::root());
         command
     }
 
     /// A `kubectl` command for this cluster; `cairn`, which has the verbs the demo needs, where kubectl is missing.
-    pub(crate) fn kube(&self, args: &[&str]) -> Command {
+    #[must_use]
+    pub fn kube(&self, args: &[&str]) -> Command {
         let mut command = match &self.kubectl {
             Some(kubectl) => Command::new(kubectl),
             None => Command::new(&self.binary),
@@ -65,7 +100,10 @@ impl Cluster {
     }
 
     /// An object of the API as JSON; `None` when there is none.
-    pub(crate) fn object(&self, kind: &str, name: &str) -> Result<Option<Value>> {
+    ///
+    /// # Errors
+    /// When a command fails; the sentence quotes it.
+    pub fn object(&self, kind: &str, name: &str) -> Result<Option<Value>> {
         let output = shell::output(&mut self.kube(&["get", kind, name, "-o", "json"]))?;
         if output.status.success() {
             return Ok(Some(serde_json::from_slice(&output.stdout).context("the API's answer is not JSON")?));
@@ -78,30 +116,59 @@ impl Cluster {
     }
 
     /// `cairn <args> -o json`, parsed.
-    pub(crate) fn cairn_json(&self, args: &[&str]) -> Result<Value> {
+    ///
+    /// # Errors
+    /// When a command fails; the sentence quotes it.
+    pub fn cairn_json(&self, args: &[&str]) -> Result<Value> {
         let text = shell::capture(self.cairn(args).args(["-o", "json"]))?;
         serde_json::from_str(&text).with_context(|| format!("cairn {}: not JSON", args.join(" ")))
     }
 
-    /// The pid of a role's process, from the supervisor's state file.
-    pub(crate) fn pid(&self, role: &str) -> Result<Option<u32>> {
+    /// The pid of a role's process, from the supervisor's state file; `None` between two lives.
+    ///
+    /// # Errors
+    /// When there is no state file: the supervisor does not run.
+    pub fn pid(&self, role: &str) -> Result<Option<u32>> {
+        Ok(self.state()?["processes"][role]["process"]["pid"].as_u64().map(|pid| pid as u32))
+    }
+
+    fn state(&self) -> Result<Value> {
         let file = self.dir.join("run/state.json");
         let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let state: Value = serde_json::from_str(&text).context("the state file is not JSON")?;
-        Ok(state["processes"][role]["process"]["pid"].as_u64().map(|pid| pid as u32))
+        serde_json::from_str(&text).context("the state file is not JSON")
+    }
+
+    /// Power cut: kill -9 of the supervisor and of every process at once. Containers and shims stay, as no power cut
+    /// would leave them, but the storage below them is what is tested.
+    ///
+    /// # Errors
+    /// When there is no state file.
+    pub fn cut_power(&self) -> Result<()> {
+        let state = self.state()?;
+        let mut pids: Vec<u64> = state["supervisor"]["pid"].as_u64().into_iter().collect();
+        for role in state["processes"].as_object().into_iter().flatten() {
+            pids.extend(role.1["process"]["pid"].as_u64());
+        }
+        let pids: Vec<String> = pids.iter().map(u64::to_string).collect();
+        shell::capture(Command::new("kill").arg("-9").args(&pids)).map(|_| ())
     }
 
     /// kill -9 of one role's process.
-    pub(crate) fn kill(&self, role: &str) -> Result<u32> {
+    ///
+    /// # Errors
+    /// When a command fails; the sentence quotes it.
+    pub fn kill(&self, role: &str) -> Result<u32> {
         let pid = self.pid(role)?.with_context(|| format!("{role} does not run"))?;
         shell::capture(Command::new("kill").args(["-9", &pid.to_string()]))?;
         Ok(pid)
     }
 
     /// Resident bytes of all of the cluster's processes but containerd and its shims.
-    pub(crate) fn resident_mib(&self) -> Result<u64> {
-        let file = self.dir.join("run/state.json");
-        let state: Value = serde_json::from_str(&std::fs::read_to_string(file)?).context("the state file")?;
+    ///
+    /// # Errors
+    /// When a command fails; the sentence quotes it.
+    pub fn resident_mib(&self) -> Result<u64> {
+        let state = self.state()?;
         let mut pids: Vec<u64> = state["supervisor"]["pid"].as_u64().into_iter().collect();
         for (name, role) in state["processes"].as_object().into_iter().flatten() {
             if name != "containerd" {
@@ -112,7 +179,10 @@ impl Cluster {
     }
 
     /// Takes everything away and checks that it is gone.
-    pub(crate) fn reset(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When a command fails; the sentence quotes it.
+    pub fn reset(&mut self) -> Result<()> {
         self.gone = true;
         shell::run(&mut self.cairn(&["reset", "--yes"]))?;
         self.check_nothing_left()
@@ -155,6 +225,16 @@ impl Drop for Cluster {
     }
 }
 
+/// The finished binary: what `CAIRN_BIN` names, or what cargo built last.
+fn binary() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os("CAIRN_BIN") {
+        return Ok(named.into());
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let binary = target.join("debug/cairn");
+    binary.exists().then_some(binary).context("there is no target/debug/cairn; run `cargo build`, or set CAIRN_BIN")
+}
+
 fn resident_kib(pid: u64) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -176,9 +256,4 @@ fn processes_naming(dir: &str) -> Option<String> {
         }
     }
     None
-}
-
-/// Asks every 50 ms; long waits of the story all go through here.
-pub(crate) fn until<T>(what: &str, seconds: u64, ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    shell::wait_for(what, Duration::from_secs(seconds), ask)
 }

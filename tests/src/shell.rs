@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// The checkout this program was built from.
-pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace root").to_path_buf()
+#[must_use]
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the harness lies in the workspace root").to_path_buf()
 }
 
 /// A cargo command in the checkout.
-pub(crate) fn cargo(args: &[&str]) -> Command {
+#[must_use]
+pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).args(args);
     // Set by `cargo run` for us; a cargo below must look for itself.
@@ -21,7 +23,10 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
 }
 
 /// Runs to the end with our own terminal; an exit code other than 0 is an error.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+///
+/// # Errors
+/// When it cannot, with what it ran or waited for in the sentence.
+pub fn run(command: &mut Command) -> Result<()> {
     let shown = show(command);
     println!("$ {shown}");
     let status = command.status().with_context(|| format!("cannot start `{shown}`"))?;
@@ -32,7 +37,10 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs to the end and returns what it printed; an exit code other than 0 is an error that quotes stderr.
-pub(crate) fn capture(command: &mut Command) -> Result<String> {
+///
+/// # Errors
+/// When it cannot, with what it ran or waited for in the sentence.
+pub fn capture(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let output = output(command)?;
     if !output.status.success() {
@@ -43,13 +51,17 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
 }
 
 /// Runs to the end, whatever its exit code.
-pub(crate) fn output(command: &mut Command) -> Result<Output> {
+///
+/// # Errors
+/// When it cannot, with what it ran or waited for in the sentence.
+pub fn output(command: &mut Command) -> Result<Output> {
     let shown = show(command);
     command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{shown}`"))
 }
 
 /// Whether a program stands on the PATH (or in the system's sbin folders).
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+#[must_use]
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
     folders.extend(["/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from));
@@ -57,7 +69,10 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 /// Asks again every 20 ms until the answer is there, for at most `limit`. What was seen last is in the error.
-pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+///
+/// # Errors
+/// When it cannot, with what it ran or waited for in the sentence.
+pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     let mut last = None;
     loop {
@@ -79,4 +94,12 @@ fn show(command: &Command) -> String {
         vec![Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
     words.join(" ")
+}
+
+/// Asks every 20 ms for at most this many seconds; long waits of tests and of the demo all go through here.
+///
+/// # Errors
+/// When it did not happen, with what was seen last.
+pub fn until<T>(what: &str, seconds: u64, ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    wait_for(what, Duration::from_secs(seconds), ask)
 }
