@@ -304,10 +304,10 @@ impl MetaClient {
 
     fn labelled<Q>(&self, message: Q) -> Request<Q> {
         let mut request = Request::new(message);
-        if let Some(id) = self.request_id.as_deref() {
-            if let Ok(value) = MetadataValue::try_from(id) {
-                request.metadata_mut().insert("x-request-id", value);
-            }
+        if let Some(id) = self.request_id.as_deref()
+            && let Ok(value) = MetadataValue::try_from(id)
+        {
+            request.metadata_mut().insert("x-request-id", value);
         }
         request
     }

@@ -202,7 +202,7 @@ impl Store for MemoryStore {
         self.sync();
         let state = Arc::new(self.now.state.clone());
         let manifest = manifest_of(self.now.applied, state.records().map(|(k, v)| (k.as_ref(), v.as_ref())));
-        self.checkpoints.push((manifest.clone(), state));
+        self.checkpoints.push((manifest, state));
         let old = self.checkpoints.len().saturating_sub(KEPT_CHECKPOINTS);
         self.checkpoints.drain(..old);
         self.finished_checkpoint = Some(manifest);
@@ -233,7 +233,7 @@ impl Store for MemoryStore {
 
     fn begin_install(&mut self, manifest: &SnapshotManifest) -> Result<Option<Vec<u8>>, StoreError> {
         if self.install.as_ref().is_none_or(|i| i.manifest != *manifest) {
-            self.install = Some(Install { manifest: manifest.clone(), records: BTreeMap::new() });
+            self.install = Some(Install { manifest: *manifest, records: BTreeMap::new() });
         }
         let last = self.install.as_ref().and_then(|i| i.records.last_key_value());
         Ok(last.map(|(key, _)| key.to_vec()))

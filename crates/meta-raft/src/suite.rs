@@ -185,7 +185,7 @@ impl Model {
     }
 
     fn read_checkpoint(&mut self, store: &mut impl Store) {
-        let Some(manifest) = store.checkpoint().cloned() else { return };
+        let Some(manifest) = store.checkpoint().copied() else { return };
         let at = position_of(&manifest);
         let max_bytes = 1 + self.roll(500) as usize;
         let (mut after, mut records) = (None, Vec::new());
@@ -246,7 +246,7 @@ impl Model {
     }
 
     fn crash<R: Rig>(&mut self, rig: &mut R, store: R::Store) -> R::Store {
-        let checkpoint = store.checkpoint().cloned();
+        let checkpoint = store.checkpoint().copied();
         let dice = self.roll(u64::MAX);
         let store = rig.crash(store, dice);
         let applied = store.applied();

@@ -185,7 +185,7 @@ impl<A: Audience> Driver<A> {
 
     fn take(&mut self, call: Call) -> Result<(), NodeError> {
         match call {
-            Call::Propose(proposal) => self.take_proposal(proposal),
+            Call::Propose(proposal) => self.take_proposal(*proposal),
             Call::Read(read) => {
                 let ticket = self.ticket();
                 self.node.read_index(ticket);

@@ -101,14 +101,17 @@ pub(crate) struct Proposal {
     pub(crate) reply: oneshot::Sender<Result<Answer, CallError>>,
 }
 
+/// Runs on the driver's thread when the read may be executed, or hears why it will not be.
+type Query = Box<dyn FnOnce(Result<&Node, CallError>) + Send>;
+
 pub(crate) struct Read {
     pub(crate) deadline: Instant,
-    pub(crate) query: Box<dyn FnOnce(Result<&Node, CallError>) + Send>,
+    pub(crate) query: Query,
 }
 
 /// What the doors ask of the driver.
 pub(crate) enum Call {
-    Propose(Proposal),
+    Propose(Box<Proposal>),
     Read(Read),
     Local(Box<dyn FnOnce(&Node) + Send>),
     UpdateMember(Box<dyn FnOnce(&mut MemberFile) + Send>, oneshot::Sender<()>),
@@ -177,7 +180,7 @@ impl Gateway {
         }
         let (reply, answer) = oneshot::channel();
         let proposal = Proposal { command, own_session, deadline: Instant::now() + DEADLINE, reply };
-        match self.ask(Call::Propose(proposal), answer).await?? {
+        match self.ask(Call::Propose(Box::new(proposal)), answer).await?? {
             Answer::Error(error) => Err(CallError::Refused(error)),
             answer => Ok(answer),
         }

@@ -18,9 +18,9 @@ use cairn_proto::meta_raft::raft_server::RaftServer;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use uuid::Uuid;
 
 use crate::config::{Config, ConfigError};
@@ -283,7 +283,6 @@ impl Member {
             stop: stop.clone(),
         };
         let router = Server::builder()
-            .tcp_nodelay(true)
             .max_concurrent_streams(STREAMS)
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
@@ -297,8 +296,10 @@ impl Member {
             .add_service(AuthServer::new(cluster));
         let ended = stop.clone();
         async move {
-            let graceful = router
-                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move { stop.cancelled().await });
+            // On the listener: the builder's own switch counts only for listeners that it makes itself, and without it
+            // every answer waits for a delayed acknowledgement, 40 ms.
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let graceful = router.serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
             // A client that does not take its answers is not waited for.
             let patience = async move {
                 ended.cancelled().await;

@@ -85,7 +85,7 @@ impl Checkpoints {
             Ok(outcome) => {
                 self.running = None;
                 let manifest = outcome?;
-                self.keep(manifest.clone())?;
+                self.keep(manifest)?;
                 Ok(Some(manifest))
             }
         }

@@ -216,7 +216,8 @@ impl StateView {
         }
         while let Some((key, value)) = cursor.item() {
             // Going down starts strictly below `from`.
-            if !(reverse && key == from) && !visit(key, value) {
+            let passed_over = reverse && key == from;
+            if !passed_over && !visit(key, value) {
                 break;
             }
             if reverse { cursor.prev() } else { cursor.next() }

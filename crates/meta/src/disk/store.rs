@@ -222,7 +222,7 @@ impl RocksStore {
             let known = database::record(&db, INSTALL)?;
             if known.is_some_and(|k| k == manifest.encode_to_vec()) {
                 let number = self.member.state + 1;
-                self.install = Some(Install { manifest: manifest.clone(), db, number });
+                self.install = Some(Install { manifest: *manifest, db, number });
             }
         }
         Ok(self.install.as_ref().is_some_and(|i| i.manifest == *manifest))
@@ -511,7 +511,7 @@ impl Store for RocksStore {
             let db = database::open(&state_dir(&self.dir, number))?;
             let record = manifest.encode_to_vec();
             db.put(INSTALL, framed(&record)).map_err(|e| damaged(db.path(), &e))?;
-            self.install = Some(Install { manifest: manifest.clone(), db, number });
+            self.install = Some(Install { manifest: *manifest, db, number });
         }
         let db = &self.install.as_ref().expect("it was just made").db;
         let last = db.iterator_cf(family(db, STATE), IteratorMode::End).next().transpose();
