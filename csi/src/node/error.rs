@@ -19,7 +19,7 @@ pub(crate) enum NodeError {
     Unreadable(&'static str),
     #[error("the volume is exported as {0}, which is not a block device; unexport it first")]
     NotADevice(String),
-    #[error("the volume was published in the unknown mode `{}`; the driver's two halves are of different versions", .0.escape_debug())]
+    #[error("the volume was published in the unknown mode `{}`; run the same version of both halves", .0.escape_debug())]
     AttachMode(String),
     #[error(transparent)]
     Probe(ProbeError),
@@ -37,7 +37,7 @@ pub(crate) enum NodeError {
     NotStaged(PathBuf),
     #[error("{} is taken: {what} is mounted there; unmount it first", path.display())]
     Occupied { path: PathBuf, what: String },
-    #[error("{} is mounted already, {}; unpublish it first", path.display(), if *read_only { "read-only" } else { "for writing" })]
+    #[error("{} is mounted already, {}; unpublish it first", path.display(), access(*read_only))]
     OtherAccess { path: PathBuf, read_only: bool },
     #[error("the volume is for a single writer and published at {} already; unpublish it there first", .0.display())]
     SingleWriter(PathBuf),
@@ -51,6 +51,10 @@ pub(crate) enum NodeError {
     CannotGrow,
     #[error("{step}, {}: {source}", path.display())]
     System { step: &'static str, path: PathBuf, source: io::Error },
+}
+
+fn access(read_only: bool) -> &'static str {
+    if read_only { "read-only" } else { "for writing" }
 }
 
 impl NodeError {
