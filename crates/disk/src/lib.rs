@@ -85,9 +85,9 @@ impl Error {
 
 /// A device, or a file that plays one. All calls may come from several threads at once; calls that overlap in time
 /// have no order.
+#[allow(clippy::len_without_is_empty)] // a device without bytes cannot be opened
 pub trait Disk: Send + Sync + 'static {
     /// Bytes, a multiple of [`BLOCK`], constant while open.
-    #[allow(clippy::len_without_is_empty)] // a device without bytes cannot be opened
     fn len(&self) -> u64;
 
     /// Fills `buf` from `offset`.

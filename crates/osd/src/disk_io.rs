@@ -104,10 +104,8 @@ impl Shared {
                 done.len() == 1
             };
             // One wake-up for all that is done before the loop comes to look.
-            if first {
-                if let Err(error) = self.waker.wake() {
-                    tracing::error!(%error, "cannot wake the loop");
-                }
+            if first && let Err(error) = self.waker.wake() {
+                tracing::error!(%error, "cannot wake the loop");
             }
         }
     }

@@ -33,6 +33,8 @@ impl Store {
                 }
             }
             self.ring.applied = record.position;
+            // Whoever waits because too much is under way looks again.
+            self.wake();
         }
     }
 

@@ -93,7 +93,8 @@ impl Store {
     fn freeze(&mut self) {
         self.checkpoint_wanted = false;
         let position = self.ring.applied;
-        if position.lsn + 1 == self.superblock.checkpoint.next_lsn && self.dirty.is_empty() {
+        let unchanged = position.lsn + 1 == self.superblock.checkpoint.next_lsn && self.dirty.is_empty();
+        if unchanged && self.quarantine.is_empty() {
             return;
         }
         let relogs = self.relog_pending(position.lsn);

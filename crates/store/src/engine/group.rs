@@ -43,13 +43,13 @@ impl Store {
         if self.group.is_some() || (self.planned.is_empty() && self.relogs.is_empty()) {
             return;
         }
-        let relogging = !self.relogs.is_empty();
+        let (relogging, record_max) = (!self.relogs.is_empty(), self.record_max());
         let mut draft = Draft::default();
-        while draft.bytes() < self.config.record_max as u64 {
+        while draft.bytes() < record_max {
             let queue = if relogging { &mut self.relogs } else { &mut self.planned };
             let Some(planned) = queue.front() else { break };
             let size = planned.inline_bytes() + 8192;
-            if !draft.transactions.is_empty() && draft.bytes() + size > 2 * self.config.record_max as u64 {
+            if !draft.transactions.is_empty() && draft.bytes() + size > 2 * record_max {
                 break;
             }
             let Some(planned) = queue.pop_front() else { break };
@@ -72,7 +72,7 @@ impl Store {
             self.planned_bytes = self.planned_bytes.saturating_sub(planned.sum());
         }
         self.write_group(draft);
-        if self.planned_bytes < self.config.record_max as u64 {
+        if self.planned_bytes < record_max {
             self.plan_ready();
         }
     }

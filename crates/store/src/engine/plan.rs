@@ -62,7 +62,7 @@ struct Scratch {
 
 impl Store {
     pub(super) fn plan_ready(&mut self) {
-        let bound = PLANNED_RECORDS * self.config.record_max as u64;
+        let bound = PLANNED_RECORDS * self.record_max();
         while self.planned_bytes < bound && self.failed.is_none() {
             let Some(pg) = self.runnable.pop_first() else { break };
             while let Some(item) = self.pgs.get_mut(&pg).and_then(|pg| pg.queue.pop_front()) {
@@ -163,8 +163,13 @@ impl Store {
     fn fits_inline(&self, len: usize, inline: u64) -> bool {
         let len = len as u64;
         len <= self.config.inline_max as u64
-            && inline + len <= (self.config.record_max as u64 / 2).min(self.ring.len / 16)
+            && inline + len <= self.record_max() / 2
             && self.pending_inline + inline + len <= self.ring.len / 8
+    }
+
+    /// Bytes at which a record closes: several fit in the smallest log.
+    pub(super) fn record_max(&self) -> u64 {
+        (self.config.record_max as u64).min(self.ring.len / 16)
     }
 
     /// The same bytes in memory that the disk takes as it is: copied once if need be, and only sliced from here on.

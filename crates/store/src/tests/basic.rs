@@ -7,7 +7,7 @@ use cairn_types::peer::{LogPoint, Run, RunContent};
 use cairn_types::{ConfVersion, Version};
 
 use super::harness::{Bench, DISK_LEN, appended, bytes, crcs, data_run, formatted, io_count, object, pg, write, zero};
-use crate::{Error, Output, Rejection, Transaction, verify};
+use crate::{Config, Error, FormatOptions, MIN_RING, Output, Rejection, Transaction, format, open, verify};
 
 #[test]
 fn what_is_written_is_read_before_and_after_commit_and_restart() {
@@ -343,6 +343,25 @@ fn a_sparse_file_is_written_ahead_and_a_full_filesystem_is_survived() {
     bench.persist(appended(p, seq - 1, vec![write(seq, object(p, seq), 0, bytes(1, 32))]));
     let mut bench = bench.reopen(CrashPolicy::LOSE_ALL, 1);
     assert_eq!(bench.read(p, o, 0, 200 * 4096).unwrap().data, bytes(1, 200));
+}
+
+#[test]
+fn the_smallest_log_takes_every_transaction_that_is_allowed() {
+    let disk = SimDisk::new(16 << 20, 1);
+    let options = FormatOptions { osd_uuid: uuid::Uuid::from_u128(7), ring_len: Some(MIN_RING), force: false };
+    format(&disk, &options).unwrap();
+    let opened = open(&disk, Config::default()).unwrap();
+    let mut bench = Bench::over(disk, opened, 1);
+    let (p, o) = (pg(0), object(pg(0), 0));
+    for round in 0..40u64 {
+        let many: Vec<_> =
+            (1..=40).map(|i| write(round * 40 + i, o, i as u32, bytes(round * i, 1 + i as u32 % 5))).collect();
+        let attributes = vec![(b"a".to_vec(), Some(Bytes::from(vec![round as u8; 100 << 10])))];
+        let trim = Some(round * 40);
+        bench.persist(Transaction { attributes, trim, ..appended(p, round * 40, many) });
+    }
+    let mut bench = bench.reopen(CrashPolicy::LOSE_ALL, 2);
+    assert_eq!(bench.read(p, o, 4096, 4096).unwrap().data, bytes(39, 1));
 }
 
 #[test]

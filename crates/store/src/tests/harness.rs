@@ -73,9 +73,14 @@ impl Bench {
     }
 
     pub(super) fn try_open(disk: SimDisk, seed: u64) -> Result<Self, crate::Error> {
-        let Opened { store, pgs, lost, .. } = open(&disk, small())?;
+        let opened = open(&disk, small())?;
+        Ok(Self::over(disk, opened, seed))
+    }
+
+    pub(super) fn over(disk: SimDisk, opened: Opened, seed: u64) -> Self {
+        let Opened { store, pgs, lost, .. } = opened;
         let (outputs, waiting) = (Vec::new(), Vec::new());
-        Ok(Self { disk, store, loaded: pgs, lost, outputs, waiting, pool: BufferPool::new(1 << 20), rng: Rng(seed) })
+        Self { disk, store, loaded: pgs, lost, outputs, waiting, pool: BufferPool::new(1 << 20), rng: Rng(seed) }
     }
 
     /// Performs one I/O, any; false when there is none.
