@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cri::own;
 use crate::directory::Directory;
 use crate::names::label;
-use crate::pod::{Desired, PodKey, Shared, Worker};
+use crate::pod::{Desired, PodKey, Shared, Worker, log_owner};
 use crate::rotate;
 
 /// How often the runtime is asked what runs. One list of each kind for the whole node.
@@ -110,7 +110,10 @@ impl Pods {
                     .collect();
                 gone.into_iter().for_each(|pod| self.gone(pod));
                 self.complete = true;
-                for uid in self.context.volumes.kept().pods() {
+                let logs = std::fs::read_dir(&self.context.node.log_root).into_iter().flatten().flatten();
+                let owners = logs.filter_map(|entry| log_owner(&entry.path()).map(str::to_owned));
+                let known: BTreeSet<String> = self.context.volumes.kept().pods().into_iter().chain(owners).collect();
+                for uid in known {
                     self.orphan(&uid, "", "");
                 }
             }

@@ -4,21 +4,17 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::unverified;
 use crate::cri::Runtime;
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Action {
     Exec(Vec<String>),
-    Http {
-        host: String,
-        port: u16,
-        path: String,
-        headers: Vec<(String, String)>,
-    },
+    Http(Request),
     Tcp {
         host: String,
         port: u16,
@@ -26,6 +22,16 @@ pub(crate) enum Action {
     Sleep(Duration),
     /// Something this agent does not speak.
     Unknown(&'static str),
+}
+
+/// An HTTP request.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Request {
+    host: String,
+    port: u16,
+    path: String,
+    headers: Vec<(String, String)>,
+    tls: bool,
 }
 
 /// As much of an answer as an event shows.
@@ -52,9 +58,7 @@ impl Action {
     pub(crate) async fn run(&self, runtime: &Runtime, id: &str, limit: Duration) -> Result<(), String> {
         let outcome = match self {
             Action::Exec(command) => return exec(runtime, id, command, limit).await,
-            Action::Http { host, port, path, headers } => {
-                tokio::time::timeout(limit, http(host, *port, path, headers)).await
-            }
+            Action::Http(request) => tokio::time::timeout(limit, request.send()).await,
             Action::Tcp { host, port } => {
                 let connect = async { TcpStream::connect((host.as_str(), *port)).await.map(drop) };
                 tokio::time::timeout(limit, async { connect.await.map_err(|error| error.to_string()) }).await
@@ -81,17 +85,15 @@ fn from_parts(
         return Some(Action::Exec(exec.command.clone().unwrap_or_default()));
     }
     if let Some(http) = http {
-        if http.scheme.as_deref() == Some("HTTPS") {
-            return Some(Action::Unknown("an HTTPS request"));
-        }
         let headers = http.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone()));
         return Some(match port(&http.port, container) {
-            Some(port) => Action::Http {
+            Some(port) => Action::Http(Request {
                 host: host(http.host.as_ref()),
                 port,
                 path: http.path.clone().filter(|path| !path.is_empty()).unwrap_or_else(|| "/".into()),
                 headers: headers.collect(),
-            },
+                tls: http.scheme.as_deref() == Some("HTTPS"),
+            }),
             None => Action::Unknown("a port name that the container does not define"),
         });
     }
@@ -124,40 +126,59 @@ async fn exec(runtime: &Runtime, id: &str, command: &[String], limit: Duration) 
     Err(format!("exit code {}: {said}", reply.exit_code))
 }
 
-async fn http(host: &str, port: u16, path: &str, headers: &[(String, String)]) -> Result<(), String> {
-    let talk = async {
-        let mut socket = TcpStream::connect((host, port)).await?;
+impl Request {
+    async fn send(&self) -> Result<(), String> {
+        let scheme = if self.tls { "https" } else { "http" };
+        let url = format!("{scheme}://{}:{}{}", self.host, self.port, self.path);
+        let answer = self.first_bytes().await.map_err(|error| format!("GET {url}: {error}"))?;
+        let first = String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned();
+        let code: Option<u16> = first.split(' ').nth(1).and_then(|code| code.parse().ok());
+        match code {
+            Some(200..=399) => Ok(()),
+            Some(code) => Err(format!("HTTP probe failed with statuscode: {code}")),
+            None => Err(format!("GET {url}: no HTTP answer")),
+        }
+    }
+
+    async fn first_bytes(&self) -> std::io::Result<Vec<u8>> {
+        let socket = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        match self.tls {
+            true => ask(unverified::wrap(socket, &self.host).await?, self.head().as_bytes()).await,
+            false => ask(socket, self.head().as_bytes()).await,
+        }
+    }
+
+    fn head(&self) -> String {
+        let Request { host, port, path, headers, .. } = self;
         let own = |name: &str| headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
         let name = own("host").cloned().unwrap_or_else(|| format!("{host}:{port}"));
-        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        let mut request = format!("GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n");
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        let mut request = format!("GET {slash}{path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n");
         request.push_str(if own("user-agent").is_some() { "" } else { "User-Agent: kube-probe/cairn\r\n" });
         for (key, value) in headers.iter().filter(|(key, _)| !key.eq_ignore_ascii_case("host")) {
             request.push_str(&format!("{key}: {value}\r\n"));
         }
         request.push_str("\r\n");
-        socket.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::with_capacity(ANSWER_MAX);
-        while answer.len() < ANSWER_MAX && !answer.contains(&b'\n') {
-            if socket.read_buf(&mut answer).await? == 0 {
-                break;
-            }
-        }
-        Ok::<_, std::io::Error>(answer)
-    };
-    let answer = talk.await.map_err(|error| format!("GET http://{host}:{port}{path}: {error}"))?;
-    let first = String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned();
-    let code: Option<u16> = first.split(' ').nth(1).and_then(|code| code.parse().ok());
-    match code {
-        Some(200..=399) => Ok(()),
-        Some(code) => Err(format!("HTTP probe failed with statuscode: {code}")),
-        None => Err(format!("GET http://{host}:{port}{path}: no HTTP answer")),
+        request
     }
+}
+
+/// Sends the request; the beginning of the answer.
+async fn ask(mut socket: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> std::io::Result<Vec<u8>> {
+    socket.write_all(request).await?;
+    socket.flush().await?;
+    let mut answer = Vec::with_capacity(ANSWER_MAX);
+    while answer.len() < ANSWER_MAX && !answer.contains(&b'\n') {
+        if socket.read_buf(&mut answer).await? == 0 {
+            break;
+        }
+    }
+    Ok(answer)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Action;
+    use super::{Action, Request};
     use serde_json::json;
 
     fn action(probe: serde_json::Value) -> Action {
@@ -170,7 +191,10 @@ mod tests {
     fn probes_are_read() {
         let http = action(json!({"httpGet": {"port": "web", "httpHeaders": [{"name": "A", "value": "b"}]}}));
         let headers = vec![("A".into(), "b".into())];
-        assert_eq!(http, Action::Http { host: "10.0.0.1".into(), port: 8080, path: "/".into(), headers });
+        let request = Request { host: "10.0.0.1".into(), port: 8080, path: "/".into(), headers, tls: false };
+        assert_eq!(http, Action::Http(request.clone()));
+        assert!(request.head().starts_with("GET / HTTP/1.1\r\nHost: 10.0.0.1:8080\r\n"));
+        assert!(request.head().ends_with("A: b\r\n\r\n"));
         let tcp = action(json!({"tcpSocket": {"port": 53, "host": "127.0.0.1"}}));
         assert_eq!(tcp, Action::Tcp { host: "127.0.0.1".into(), port: 53 });
         assert_eq!(action(json!({"exec": {"command": ["true"]}})), Action::Exec(vec!["true".into()]));

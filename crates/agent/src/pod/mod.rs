@@ -19,6 +19,7 @@ mod spec;
 mod start;
 mod status;
 mod steps;
+mod unverified;
 mod words;
 mod worker;
 
@@ -27,6 +28,6 @@ pub(crate) use dns::ClusterDns;
 pub(crate) use env::{ConfigError, Surroundings, field, resource};
 pub(crate) use image::Images;
 pub(crate) use patch::merge_patch;
-pub(crate) use sandbox::NodeFacts;
+pub(crate) use sandbox::{NodeFacts, log_owner};
 pub(crate) use spec::{PodKey, container};
 pub(crate) use worker::{Desired, Worker};

@@ -67,11 +67,12 @@ impl Probes {
             if any.iter().all(|probe| probe.is_none()) || self.watched.contains_key(&life.id) {
                 continue;
             }
-            let health = Arc::new(Mutex::new(Health {
-                started: container.startup_probe.is_none(),
-                ready: container.readiness_probe.is_none(),
-                dead: false,
-            }));
+            // What an agent before this one found out goes on until a probe says otherwise: a restart of the agent does
+            // not take a pod out of service.
+            let (was_started, was_ready) = recorded(pod, &life.id);
+            let started = container.startup_probe.is_none() || was_started;
+            let ready = container.readiness_probe.is_none() || was_ready;
+            let health = Arc::new(Mutex::new(Health { started, ready, dead: false }));
             let prober = Prober {
                 runtime: self.runtime.clone(),
                 events: self.events.clone(),
@@ -109,6 +110,18 @@ impl Probes {
             .filter(|(_, watched)| wanted(&watched.health.lock().unwrap_or_else(PoisonError::into_inner)));
         found.map(|(id, _)| id.clone()).collect()
     }
+}
+
+/// Whether the API has this life of a container as started and as ready.
+fn recorded(pod: &Pod, id: &str) -> (bool, bool) {
+    let status = pod.status.as_ref();
+    let mut entries = status
+        .into_iter()
+        .flat_map(|status| status.init_container_statuses.iter().chain(&status.container_statuses))
+        .flatten();
+    let same = |own: &Option<String>| own.as_ref().is_some_and(|own| own.ends_with(&format!("://{id}")));
+    let entry = entries.find(|entry| same(&entry.container_id));
+    entry.map_or((false, false), |entry| (entry.started == Some(true), entry.ready))
 }
 
 /// Counts answers against the thresholds of a probe.
@@ -150,7 +163,8 @@ struct Prober {
 
 impl Prober {
     async fn run(self) {
-        if let Some(probe) = &self.container.startup_probe {
+        let unstarted = !self.health().started;
+        if let Some(probe) = self.container.startup_probe.as_ref().filter(|_| unstarted) {
             self.watch(probe, "Startup", |health, decision| {
                 match decision {
                     Decision::Passes => health.started = true,

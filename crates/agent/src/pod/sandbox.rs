@@ -62,6 +62,17 @@ pub(crate) fn log_directory(root: &Path, key: &PodKey) -> PathBuf {
     root.join(format!("{}_{}_{}", key.namespace, key.name, key.uid))
 }
 
+/// The log directories of a pod of which only the uid is known.
+pub(crate) fn log_directories(root: &Path, uid: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| log_owner(path) == Some(uid)).collect()
+}
+
+/// The uid of the pod whose logs are in this directory.
+pub(crate) fn log_owner(path: &Path) -> Option<&str> {
+    Some(path.file_name()?.to_str()?.rsplit_once('_')?.1)
+}
+
 /// What the pod calls itself.
 pub(crate) fn hostname(pod: &Pod, node: &NodeFacts) -> String {
     if spec::host_network(pod) {

@@ -15,7 +15,7 @@ use super::handler::Action;
 use super::image::ImageProblem;
 use super::observe::Observed;
 use super::spec::{self, PodKey};
-use super::{sandbox, words};
+use super::{dns, sandbox, words};
 use crate::report::about;
 use crate::volumes::{Mounted, pin};
 
@@ -133,7 +133,7 @@ impl Context {
         let read_only_root =
             container.security_context.as_ref().and_then(|context| context.read_only_root_filesystem) == Some(true);
         if !claimed("/etc/hosts") && !spec::host_network(pod) {
-            let hosts = pod_dir.join("etc-hosts");
+            let hosts = self.hosts_file(start, &pod_dir)?;
             mounts.push(plain("/etc/hosts", &hosts, read_only_root));
         }
         let words = words::file(&pod_dir, &container.name, attempt);
@@ -141,6 +141,18 @@ impl Context {
         made.map_err(|error| config_error(format!("making the termination message file: {error}")))?;
         mounts.push(plain(container::termination_path(container), &words, false));
         Ok(mounts)
+    }
+
+    /// The pod's own hosts file, which its containers share.
+    fn hosts_file(&self, start: &Start<'_>, pod_dir: &Path) -> Result<PathBuf, StartProblem> {
+        let path = pod_dir.join("etc-hosts");
+        if !path.exists() {
+            let addresses = start.observed.ready_sandbox().map(|sandbox| sandbox.addresses.clone()).unwrap_or_default();
+            let text = dns::hosts(start.pod, &sandbox::hostname(start.pod, &self.node), &addresses);
+            let written = std::fs::create_dir_all(pod_dir).and_then(|()| std::fs::write(&path, text));
+            written.map_err(|error| config_error(format!("writing {}: {error}", path.display())))?;
+        }
+        Ok(path)
     }
 
     async fn volume_mount(

@@ -12,7 +12,7 @@ use super::observe::{Contained, Observed};
 use super::plan::Step;
 use super::start::{Start, StartProblem};
 use super::worker::{Failure, Worker};
-use super::{dns, sandbox, spec};
+use super::{sandbox, spec};
 use crate::report::about;
 use crate::volumes::VolumeError;
 
@@ -70,16 +70,17 @@ impl Worker {
     async fn run_sandbox(&mut self, pod: &Pod, attempt: u32) -> Result<(), Failure> {
         let reason = "FailedCreatePodSandBox";
         let failed = |message: String| Failure { reason, event: reason, message, longest: SANDBOX_LONGEST };
+        if let Some(class) = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_ref()) {
+            let message = format!("runtimeClassName {class:?} is not supported by this agent; leave it out");
+            return Err(failed(message));
+        }
         let node = &self.context.node;
         let logs = sandbox::log_directory(&node.log_root, &self.key);
         std::fs::create_dir_all(&logs).map_err(|error| failed(format!("making {}: {error}", logs.display())))?;
         let config = sandbox::sandbox_config(pod, &self.key, attempt, node);
-        let id = self.context.runtime.run_sandbox(config).await.map_err(|error| failed(error.to_string()))?;
-        let status = self.context.runtime.sandbox_status(&id).await.map_err(|error| failed(error.to_string()))?;
-        let hosts = dns::hosts(pod, &sandbox::hostname(pod, node), &super::observe::Sandbox::from(status).addresses);
-        let dir = self.context.volumes.pod_dir(&self.key.uid);
-        let written = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(dir.join("etc-hosts"), hosts));
-        written.map_err(|error| failed(format!("writing the pod's hosts file: {error}")))
+        // Written anew with the new address, by the first container that starts.
+        let _ = std::fs::remove_file(self.context.volumes.pod_dir(&self.key.uid).join("etc-hosts"));
+        self.context.runtime.run_sandbox(config).await.map(drop).map_err(|error| failed(error.to_string()))
     }
 
     async fn start_container(
@@ -160,12 +161,9 @@ impl Worker {
     }
 
     async fn forget(&mut self) -> Result<(), Failure> {
-        let logs = sandbox::log_directory(&self.context.node.log_root, &self.key);
-        match std::fs::remove_dir_all(&logs) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Failure::teardown(format!("removing {}: {error}", logs.display())));
-            }
-            _ => {}
+        for logs in sandbox::log_directories(&self.context.node.log_root, &self.key.uid) {
+            std::fs::remove_dir_all(&logs)
+                .map_err(|error| Failure::teardown(format!("removing {}: {error}", logs.display())))?;
         }
         let parent = self.context.node.cgroup_parent.trim_end_matches('/');
         crate::cgroups::remove(&format!("{parent}/pod{}", self.key.uid));

@@ -102,6 +102,7 @@ impl Worker {
 
     /// Until nothing of the pod is left on this node and in the API.
     pub(crate) async fn run(mut self) {
+        let mut last: Option<(Vec<Step>, Observed)> = None;
         loop {
             let desired = self.desired.borrow_and_update().clone();
             let pod = self.latest(&desired);
@@ -129,6 +130,12 @@ impl Worker {
                 self.refresh(&pod, &observed).await;
                 continue;
             }
+            // The same steps for the same state: they change nothing, so they are not repeated at full speed.
+            let tried = (plan.steps.clone(), observed.clone());
+            if last.as_ref() == Some(&tried) {
+                self.wait(Some(RETRY)).await;
+            }
+            last = Some(tried);
             for step in plan.steps {
                 if step == Step::Forget && !reported {
                     // The last states are said before the object goes.
