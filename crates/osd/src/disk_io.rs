@@ -13,6 +13,9 @@ use mio::Waker;
 /// Threads: one may be in a flush while others read and write.
 const THREADS: usize = 4;
 
+/// Threads that may be busy with what nobody waits for.
+const BACKGROUND: usize = 2;
+
 /// The threads and their two queues.
 pub(crate) struct DiskIo {
     shared: Arc<Shared>,
@@ -31,8 +34,25 @@ struct Shared {
 
 #[derive(Default)]
 struct Wanted {
-    queue: VecDeque<Io>,
+    urgent: VecDeque<Io>,
+    background: VecDeque<Io>,
+    /// Threads that are busy with background work.
+    busy: usize,
     stop: bool,
+}
+
+impl Wanted {
+    fn take(&mut self) -> Option<Io> {
+        if let Some(io) = self.urgent.pop_front() {
+            return Some(io);
+        }
+        if self.busy >= BACKGROUND {
+            return None;
+        }
+        let io = self.background.pop_front()?;
+        self.busy += 1;
+        Some(io)
+    }
 }
 
 impl DiskIo {
@@ -62,7 +82,11 @@ impl DiskIo {
         let now = Instant::now();
         self.started.extend(batch.iter().map(|io| (io.id, now)));
         let many = batch.len() > 1;
-        self.shared.wanted.lock().expect("no holder panics").queue.extend(batch);
+        let mut wanted = self.shared.wanted.lock().expect("no holder panics");
+        for io in batch {
+            if io.background { wanted.background.push_back(io) } else { wanted.urgent.push_back(io) }
+        }
+        drop(wanted);
         if many { self.shared.some.notify_all() } else { self.shared.some.notify_one() }
     }
 
@@ -98,6 +122,9 @@ impl Shared {
     fn work(&self) {
         while let Some(io) = self.next() {
             let result = io.op.perform(self.disk.as_ref(), &self.pool);
+            if io.background {
+                self.wanted.lock().expect("no holder panics").busy -= 1;
+            }
             let first = {
                 let mut done = self.done.lock().expect("no holder panics");
                 done.push((io.id, result));
@@ -113,7 +140,7 @@ impl Shared {
     fn next(&self) -> Option<Io> {
         let mut wanted = self.wanted.lock().expect("no holder panics");
         loop {
-            if let Some(io) = wanted.queue.pop_front() {
+            if let Some(io) = wanted.take() {
                 return Some(io);
             }
             if wanted.stop {

@@ -44,6 +44,8 @@ pub(crate) enum Arrival {
     PeerLost(OsdId),
     /// An OSD refused the connection.
     PeerRefused(OsdId),
+    /// A client's connection is gone: its requests get no replies.
+    ClientGone(ConnId),
 }
 
 /// All connections.
@@ -154,12 +156,13 @@ impl Network {
     }
 
     /// Queues a reply; without its connection it is dropped, and the client resends.
-    pub(crate) fn reply(&mut self, conn: ConnId, reply: ClientReply) {
+    pub(crate) fn reply(&mut self, conn: ConnId, reply: ClientReply, arrivals: &mut Vec<Arrival>) {
         let token = conn.0 as usize;
         let Some(open) = self.connections.get_mut(&token) else { return };
         if open.connection.queue(&Message::from(reply)).is_err() {
             tracing::warn!(conn = conn.0, "a client does not read its replies; hanging up");
             self.close(token);
+            arrivals.push(Arrival::ClientGone(conn));
         }
     }
 
@@ -355,6 +358,9 @@ impl Network {
             (event, side) => {
                 tracing::warn!(?side, "a message out of place; hanging up: {event:?}");
                 self.close(token);
+                if side == Side::Client {
+                    arrivals.push(Arrival::ClientGone(ConnId(token as u64)));
+                }
             }
         }
     }
@@ -397,7 +403,11 @@ impl Network {
                 self.close(token);
                 arrivals.push(Arrival::PeerLost(osd));
             }
-            Side::Client | Side::Unknown => self.close(token),
+            Side::Client => {
+                self.close(token);
+                arrivals.push(Arrival::ClientGone(ConnId(token as u64)));
+            }
+            Side::Unknown => self.close(token),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::carrier::{core_read, put_epoch, store_transaction};
 use crate::control::{Fact, Inbox, Question};
 use crate::disk_io::DiskIo;
 use crate::net::{Arrival, Network};
+use crate::requests::Requests;
 
 /// Readiness events taken in one turn.
 const EVENTS: usize = 256;
@@ -60,6 +61,7 @@ pub(crate) struct Shard {
     inbox: Arc<Inbox>,
     ask: mpsc::Sender<Question>,
     purposes: BTreeMap<Token, Purpose>,
+    requests: Requests,
     told: Option<Instant>,
     told_full: bool,
     stopping: Option<Instant>,
@@ -93,6 +95,7 @@ impl Shard {
             inbox,
             ask,
             purposes: BTreeMap::new(),
+            requests: Requests::default(),
             told: None,
             told_full: false,
             stopping: None,
@@ -183,9 +186,10 @@ impl Shard {
     fn handle_arrival(&mut self, now: Time, arrival: Arrival) {
         match arrival {
             Arrival::Request(conn, request) => {
-                tracing::debug!(trace = %request.trace, pg = %request.pg, seq = request.id.seq, "request");
+                self.requests.begin(now, conn, &request);
                 self.core.handle_client(now, conn, *request);
             }
+            Arrival::ClientGone(conn) => self.requests.forget(conn),
             Arrival::Peer(osd, incarnation, message) => self.core.handle_peer(now, osd, incarnation, message),
             Arrival::PeerLost(osd) => self.core.handle_connection_lost(now, osd),
             Arrival::PeerRefused(osd) => self.core.handle_connection_refused(now, osd),
@@ -229,7 +233,10 @@ impl Shard {
                 self.purposes.insert(ours, Purpose::List(token));
             }
             Output::SendPeer { to, message } => self.network.send(now, to, message, arrivals),
-            Output::Reply { conn, reply } => self.network.reply(conn, reply),
+            Output::Reply { conn, reply } => {
+                self.requests.end(now, conn, &reply);
+                self.network.reply(conn, reply, arrivals);
+            }
             Output::ProposePgs { token, changes } => self.question(Question::Propose(token, changes)),
             Output::ReportDown { osd, incarnation, evidence } => {
                 tracing::warn!(%osd, %incarnation, ?evidence, "does not answer");

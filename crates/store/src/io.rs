@@ -15,6 +15,8 @@ pub struct Io {
     pub id: IoId,
     /// What to do.
     pub op: IoOp,
+    /// Nobody waits for it yet: it may go after everything else, as long as it goes.
+    pub background: bool,
 }
 
 /// What to do. A sync covers the writes whose results were handed in before it was given out; the store waits

@@ -69,7 +69,7 @@ impl Default for Config {
             record_max: 2 << 20,
             deferred_max: 8 << 20,
             cached_nodes: 4096,
-            prewrite_ahead: 64 << 20,
+            prewrite_ahead: 32 << 20,
         }
     }
 }
@@ -464,8 +464,12 @@ impl Store {
     fn issue(&mut self, op: IoOp, purpose: Purpose) {
         let id = IoId(self.next_io);
         self.next_io += 1;
+        let background = matches!(
+            purpose,
+            Purpose::Deferred { .. } | Purpose::NodeWrite | Purpose::Prewrite { .. } | Purpose::Discard { .. }
+        );
         self.flight.insert(id, purpose);
-        self.io.push_back(Io { id, op });
+        self.io.push_back(Io { id, op, background });
     }
 
     fn fail(&mut self, error: Error) {

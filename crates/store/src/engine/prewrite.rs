@@ -11,6 +11,8 @@ use crate::io::{IoOp, IoResult};
 
 /// Blocks in one chunk: 1 MiB.
 const CHUNK: u64 = 256;
+/// Fewer free blocks than these are not enough to wait for a pause.
+const URGENT: u64 = 2048;
 
 #[derive(Debug, Default)]
 pub(super) struct Prewrite {
@@ -26,7 +28,9 @@ impl Store {
     pub(super) fn issue_prewrite(&mut self) {
         let end = self.area_end();
         let target = (self.config.prewrite_ahead / 4096).max(self.prewrite.wanted);
-        let enough = self.free.free_blocks() >= target;
+        // While somebody's write is under way the disk is theirs, unless the next one would have to wait.
+        let busy = self.group.is_some() && self.free.free_blocks() >= URGENT.max(self.prewrite.wanted);
+        let enough = busy || self.free.free_blocks() >= target;
         if self.prewrite.in_flight || self.prewrite.full || enough || self.written_through >= end {
             return;
         }
