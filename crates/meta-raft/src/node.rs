@@ -10,18 +10,20 @@
 //! It never looks at a clock and draws no random numbers but those of its seed: election timeouts too are set here,
 //! over those that raft draws for itself, so that a simulation replays.
 
+mod ready;
+mod transfers;
+
 use std::collections::VecDeque;
 
 use cairn_meta_core::{Applied, Machine, StateRead};
-use cairn_proto::meta_raft::{Chunk, FetchChunk, PeerMessage, SnapshotManifest, peer_message::Body};
-use prost::Message as _;
+use cairn_proto::meta_raft::{PeerMessage, peer_message::Body};
 use protobuf::Message as _;
-use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType};
-use raft::{RawNode, Ready, SnapshotStatus, StateRole};
+use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{RawNode, Ready, StateRole};
 
 use crate::log_view::LogView;
 use crate::reads::{Reads, Ticket};
-use crate::snapshots::{Incoming, Outgoing, Quiet, SNAPSHOT_FORMAT, digest_of};
+use crate::snapshots::{Incoming, Outgoing};
 use crate::store::{Position, Store, StoreError};
 
 /// How many times the usual amount of log may gather while a member is being sent a snapshot.
@@ -481,243 +483,6 @@ impl<S: Store> Node<S> {
     fn ticket_of(&self, entry: &Entry) -> Option<Ticket> {
         let ticket = entry.context.strip_prefix(&self.context(0)[..16])?;
         ticket.try_into().ok().map(u64::from_be_bytes)
-    }
-
-    // ---- one Ready, in the order that makes it safe
-
-    fn begin_ready(&mut self) {
-        let mut ready = self.raw.ready();
-        for state in ready.take_read_states() {
-            self.reads.confirm(&state.request_ctx, state.index);
-        }
-        self.send(ready.take_messages());
-        let entries = ready.take_committed_entries().into();
-        self.stage = Stage::Begun { ready: Box::new(ready), entries };
-    }
-
-    fn persist(&mut self, mut ready: Ready) -> Result<(), NodeError> {
-        if !ready.snapshot().is_empty() {
-            self.switch_to_snapshot(&ready)?;
-        }
-        if !ready.entries().is_empty() || ready.hs().is_some() {
-            let sync = ready.must_sync();
-            self.raw.mut_store().store_mut().append(ready.entries(), ready.hs(), sync)?;
-        }
-        let messages = ready.take_persisted_messages();
-        self.send(messages);
-        let mut light = self.raw.advance_append(ready);
-        self.send(light.take_messages());
-        self.stage = Stage::Persisted { entries: light.take_committed_entries().into() };
-        Ok(())
-    }
-
-    fn finish_ready(&mut self) -> Result<(), NodeError> {
-        self.raw.advance_apply();
-        self.settle_timeout();
-        self.notice_role();
-        self.release_reads();
-        self.consider_checkpoint()
-    }
-
-    fn apply(&mut self, entry: &Entry) -> Result<(), NodeError> {
-        let at = Position { term: entry.term, index: entry.index };
-        if entry.get_entry_type() != EntryType::EntryNormal {
-            return Err(NodeError::UnknownEntry { index: entry.index });
-        }
-        self.bytes_since_checkpoint += entry.data.len() as u64;
-        let store = self.raw.mut_store().store_mut();
-        if entry.data.is_empty() {
-            store.apply(at, &cairn_meta_core::Batch::default())?;
-        } else {
-            let applied = self.machine.apply(store.state(), at.index, &entry.data)?;
-            store.apply(at, &applied.batch)?;
-            let ticket = self.ticket_of(entry);
-            self.outputs.push_back(Output::Applied { at, ticket, applied });
-        }
-        self.release_reads();
-        Ok(())
-    }
-
-    fn release_reads(&mut self) {
-        let applied = self.applied().index;
-        let ready = self.reads.ready(applied);
-        self.outputs.extend(ready.into_iter().map(|ticket| Output::ReadReady { ticket }));
-    }
-
-    fn notice_role(&mut self) {
-        let raft = &self.raw.raft;
-        let role = Role { leader: raft.leader_id, term: raft.term, leading: raft.state == StateRole::Leader };
-        if role != self.role {
-            if role.leader != self.role.leader || role.term != self.role.term {
-                self.reads.ask_all_again();
-            }
-            self.role = role;
-            self.outputs.push_back(Output::Role(role));
-        }
-    }
-
-    fn send(&mut self, messages: Vec<Message>) {
-        for message in messages {
-            let to = message.to;
-            let bytes = message.write_to_bytes().expect("a raft message always encodes");
-            self.emit(to, Body::Raft(bytes.into()));
-        }
-    }
-
-    fn emit(&mut self, to: u64, body: Body) {
-        self.outputs.push_back(Output::Send { to, message: PeerMessage { body: Some(body) } });
-    }
-
-    // ---- checkpoints and truncation
-
-    fn consider_checkpoint(&mut self) -> Result<(), NodeError> {
-        let newest = self.store().checkpoint().map_or(0, |m| m.index);
-        let (entries, bytes) = (self.applied().index - newest, self.bytes_since_checkpoint);
-        // Who is being sent a snapshot needs it to the end, and the log after it: a new checkpoint waits, within bounds.
-        let patience = if self.outgoing.is_active() { PATIENCE_WITH_RECEIVERS } else { 1 };
-        let due = entries >= self.config.checkpoint_entries.saturating_mul(patience)
-            || bytes >= self.config.checkpoint_bytes.saturating_mul(patience);
-        if due && !self.store().checkpoint_running() {
-            self.bytes_since_checkpoint = 0;
-            self.raw.mut_store().store_mut().start_checkpoint()?;
-            self.collect_checkpoint()?;
-        }
-        Ok(())
-    }
-
-    fn collect_checkpoint(&mut self) -> Result<(), NodeError> {
-        if let Some(manifest) = self.raw.mut_store().store_mut().poll_checkpoint()? {
-            let keep_from = self.applied().index.saturating_sub(self.config.keep_entries);
-            let through = manifest.index.min(keep_from);
-            if through > self.store().truncated().index {
-                self.raw.mut_store().store_mut().truncate(through)?;
-            }
-            slog::info!(self.logger, "checkpoint"; "index" => manifest.index, "truncated" => through);
-        }
-        Ok(())
-    }
-
-    // ---- snapshots
-
-    fn tick_transfers(&mut self) {
-        match self.incoming.as_mut().map(Incoming::tick) {
-            Some(Quiet::AskAgain) => self.fetch_next(),
-            Some(Quiet::GiveUp) => self.incoming = None,
-            Some(Quiet::Wait) | None => {}
-        }
-        let raft = &self.raw.raft;
-        let receiving: Vec<u64> = match raft.state {
-            StateRole::Leader => {
-                raft.prs().iter().filter(|(_, p)| p.state == raft::ProgressState::Snapshot).map(|(id, _)| *id).collect()
-            }
-            _ => Vec::new(),
-        };
-        for member in self.outgoing.tick(receiving) {
-            self.raw.report_snapshot(member, SnapshotStatus::Failure);
-        }
-    }
-
-    /// A leader offers its state: fetch it, unless raft itself sees that it is not needed.
-    fn handle_offer(&mut self, message: Message) -> Result<(), NodeError> {
-        let metadata = message.get_snapshot().get_metadata();
-        let known = self.raw.raft.raft_log.match_term(metadata.index, metadata.term);
-        if message.term < self.raw.raft.term || metadata.index <= self.committed() || known {
-            self.step(message);
-            return Ok(());
-        }
-        let Ok(manifest) = SnapshotManifest::decode(&message.get_snapshot().data[..]) else {
-            slog::warn!(self.logger, "a snapshot offer cannot be read"; "from" => message.from);
-            return Ok(());
-        };
-        if manifest.format != SNAPSHOT_FORMAT {
-            return Err(StoreError::NewerFormat {
-                place: format!("the snapshot that member {} offers", message.from),
-                found: manifest.format,
-                known: SNAPSHOT_FORMAT,
-            }
-            .into());
-        }
-        if let Some(incoming) = &mut self.incoming
-            && incoming.manifest == manifest
-            && incoming.message.from == message.from
-        {
-            incoming.message = message;
-            return Ok(());
-        }
-        let cursor = self.raw.mut_store().store_mut().begin_install(&manifest)?;
-        slog::info!(self.logger, "fetching a snapshot"; "from" => message.from, "index" => manifest.index,
-            "records" => manifest.records, "resumed" => cursor.is_some());
-        self.incoming = Some(Incoming::new(message, manifest, cursor));
-        self.fetch_next();
-        Ok(())
-    }
-
-    fn fetch_next(&mut self) {
-        if let Some(incoming) = &self.incoming {
-            let (to, request) = (incoming.message.from, incoming.request());
-            self.emit(to, Body::Fetch(request));
-        }
-    }
-
-    fn handle_fetch(&mut self, from: u64, fetch: &FetchChunk) -> Result<(), NodeError> {
-        self.outgoing.heard_from(from);
-        let at = Position { term: fetch.term, index: fetch.index };
-        let max_bytes = self.config.chunk_bytes;
-        let piece = self.raw.mut_store().store_mut().read_piece(at, fetch.after.as_deref(), max_bytes)?;
-        let mut chunk = Chunk { index: fetch.index, term: fetch.term, after: fetch.after.clone(), ..Chunk::default() };
-        match piece {
-            Some(piece) => {
-                chunk.crc = digest_of(&piece.records);
-                chunk.records = piece.records;
-                chunk.last = piece.last;
-            }
-            None => {
-                chunk.gone = true;
-                self.raw.report_snapshot(from, SnapshotStatus::Failure);
-            }
-        }
-        self.emit(from, Body::Chunk(chunk));
-        Ok(())
-    }
-
-    fn handle_chunk(&mut self, from: u64, chunk: &Chunk) -> Result<(), NodeError> {
-        let Some(incoming) = self.incoming.as_mut().filter(|i| i.accepts(from, chunk)) else { return Ok(()) };
-        if chunk.gone {
-            self.incoming = None;
-            return Ok(());
-        }
-        self.raw.mut_store().store_mut().install_piece(&chunk.records)?;
-        incoming.advance(chunk);
-        if chunk.last {
-            self.complete_transfer()?
-        } else {
-            self.fetch_next()
-        }
-        Ok(())
-    }
-
-    fn complete_transfer(&mut self) -> Result<(), NodeError> {
-        let Some(incoming) = self.incoming.take() else { return Ok(()) };
-        if self.raw.mut_store().store_mut().verify_install()? {
-            self.step(incoming.message);
-        } else {
-            slog::warn!(self.logger, "a received snapshot does not match its digest, and is fetched again";
-                "from" => incoming.message.from);
-        }
-        Ok(())
-    }
-
-    fn switch_to_snapshot(&mut self, ready: &Ready) -> Result<(), NodeError> {
-        let metadata = ready.snapshot().get_metadata();
-        let hard_state: HardState = ready.hs().cloned().unwrap_or_else(|| self.raw.raft.hard_state());
-        let store = self.raw.mut_store().store_mut();
-        store.finish_install(&hard_state, metadata.get_conf_state())?;
-        self.machine = Machine::open(store.state())?;
-        self.bytes_since_checkpoint = 0;
-        let at = Position { term: metadata.term, index: metadata.index };
-        assert_eq!(store.applied(), at, "the installed state is the one that raft was told of");
-        self.outputs.push_back(Output::StateReplaced { at });
-        Ok(())
     }
 }
 

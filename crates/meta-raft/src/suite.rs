@@ -155,7 +155,7 @@ impl Model {
         let manifest = loop {
             match store.poll_checkpoint().unwrap() {
                 Some(manifest) => break manifest,
-                None => std::thread::yield_now(),
+                None => std::hint::spin_loop(),
             }
         };
         let (at, state) = self.now().clone();

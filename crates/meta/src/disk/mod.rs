@@ -11,12 +11,14 @@
 mod checkpoints;
 mod database;
 mod member;
+mod opening;
 mod store;
 mod witness;
 
 pub use database::StateView;
 pub use member::MemberFile;
-pub use store::{OpenError, RocksStore};
+pub use opening::OpenError;
+pub use store::RocksStore;
 
 use std::fs::File;
 use std::path::Path;

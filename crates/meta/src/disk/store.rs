@@ -19,14 +19,15 @@ use rocksdb::{DB, Direction, IteratorMode, WriteBatch, WriteOptions};
 use super::checkpoints::{self, Checkpoints};
 use super::database::{
     self, APPLIED, BATCH, CONF, HARD, INSTALL, LOG, STATE, StateView, TRUNCATED, corrupt_record, damaged,
-    encode_position, family, framed, put_record, unframed,
+    encode_position, family, framed, put_record,
 };
 use super::member::MemberFile;
+use super::opening::{OpenError, batch_number, create, parse_entry, read_log, size_of, state_dir};
 use super::witness::{Testimony, Witness};
 use super::{io, sync_dir};
 
 /// The latest entries are kept in memory for the members that follow closely.
-const TAIL_BYTES: usize = 2 << 20;
+pub(super) const TAIL_BYTES: usize = 2 << 20;
 
 /// A snapshot that is being received.
 struct Install {
@@ -227,115 +228,6 @@ impl RocksStore {
         }
         Ok(self.install.as_ref().is_some_and(|i| i.manifest == *manifest))
     }
-}
-
-/// Why the directory cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
-    /// The disk failed or lied.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// It is somebody else's.
-    #[error(
-        "{} is the directory of member {found}, and this is member {wanted}; give each member its own directory",
-        dir.display()
-    )]
-    OtherMember {
-        /// The directory.
-        dir: PathBuf,
-        /// Whose it is.
-        found: u64,
-        /// Who asked.
-        wanted: u64,
-    },
-    /// The configuration lists other members than the cluster has.
-    #[error(
-        "the cluster's voting members are {found:?}, and the configuration lists {wanted:?}; membership is not changed \
-         by configuration: list the members the cluster has"
-    )]
-    OtherVoters {
-        /// Who votes.
-        found: Vec<u64>,
-        /// Who is configured.
-        wanted: Vec<u64>,
-    },
-}
-
-fn state_dir(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("state-{number}"))
-}
-
-fn size_of(entry: &Entry) -> usize {
-    entry.data.len() + entry.context.len() + 96
-}
-
-/// A new directory. The MEMBER file comes last: without it nothing before counts.
-fn create(dir: &Path, member: u64, voters: &[u64]) -> Result<MemberFile, StoreError> {
-    let path = state_dir(dir, 1);
-    for leftover in [&path, &dir.join("WITNESS")] {
-        match leftover.symlink_metadata() {
-            Ok(m) if m.is_dir() => std::fs::remove_dir_all(leftover).map_err(io("cannot clear a new directory"))?,
-            Ok(_) => std::fs::remove_file(leftover).map_err(io("cannot clear a new directory"))?,
-            Err(_) => {}
-        }
-    }
-    Witness::create(dir)?;
-    let db = database::open(&path)?;
-    let mut voters = voters.to_vec();
-    voters.sort_unstable();
-    let conf_state = ConfState { voters, ..ConfState::default() };
-    let mut batch = WriteBatch::default();
-    put_record(&mut batch, CONF, &conf_state.write_to_bytes().expect("it encodes"));
-    let mut options = WriteOptions::default();
-    options.set_sync(true);
-    db.write_opt(batch, &options).map_err(|e| damaged(&path, &e))?;
-    drop(db);
-    sync_dir(dir)?;
-    let file = MemberFile::new(dir, member);
-    file.save()?;
-    Ok(file)
-}
-
-fn batch_number(db: &DB) -> Result<u64, StoreError> {
-    let Some(bytes) = database::record(db, BATCH)? else { return Ok(0) };
-    let place = format!("`batch` in {}", db.path().display());
-    let bytes: [u8; 8] = bytes.as_slice().try_into().map_err(|_| corrupt_record(&place, "8 bytes", bytes.len()))?;
-    Ok(u64::from_be_bytes(bytes))
-}
-
-/// Every entry that is kept, read once at the start: without gaps, terms never falling.
-fn read_log(db: &DB, truncated: Position) -> Result<(Terms, VecDeque<Entry>), StoreError> {
-    let mut terms = Terms::starting_after(truncated.index, truncated.term);
-    let (mut tail, mut bytes) = (VecDeque::new(), 0);
-    for item in db.iterator_cf(family(db, LOG), IteratorMode::Start) {
-        let (key, value) = item.map_err(|e| damaged(db.path(), &e))?;
-        let (last, term) = terms.last();
-        let entry = parse_entry(db, &key, &value)?;
-        if entry.index != last + 1 || entry.term < term {
-            let place = format!("the log in {}", db.path().display());
-            let expected = format!("entry {} of term {term} or later", last + 1);
-            return Err(corrupt_record(&place, expected, format!("entry {} of term {}", entry.index, entry.term)));
-        }
-        terms.put(entry.index, entry.term);
-        bytes += size_of(&entry);
-        tail.push_back(entry);
-        while bytes > TAIL_BYTES && tail.len() > 1 {
-            bytes -= tail.pop_front().as_ref().map_or(0, size_of);
-        }
-    }
-    Ok((terms, tail))
-}
-
-fn parse_entry(db: &DB, key: &[u8], value: &[u8]) -> Result<Entry, StoreError> {
-    let index = key.try_into().map(u64::from_be_bytes).unwrap_or_default();
-    let name = format!("log entry {index}");
-    let bytes = unframed(db.path(), &name, value)?;
-    let place = format!("{name} in {}", db.path().display());
-    let entry = Entry::parse_from_bytes(bytes).map_err(|e| corrupt_record(&place, "a readable entry", e))?;
-    if entry.index != index || index == 0 {
-        return Err(corrupt_record(&place, format!("index {index}"), format!("index {}", entry.index)));
-    }
-    Ok(entry)
 }
 
 impl Store for RocksStore {
