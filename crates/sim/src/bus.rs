@@ -59,10 +59,7 @@ pub(crate) enum Body {
         reply: Box<CommandReply>,
     },
     /// Not taken: ask somebody else.
-    NotTaken {
-        session: u128,
-        seq: u64,
-    },
+    NotTaken,
     Watch {
         since: Epoch,
     },
@@ -104,7 +101,6 @@ pub(crate) enum Event {
         at: Node,
         life: u32,
         peer: Node,
-        link: u64,
     },
     /// The other end died.
     Reset {
@@ -265,14 +261,10 @@ impl Bus {
     pub(crate) fn send(&mut self, from: Node, to: Node, body: Body) {
         let Some(from_life) = self.life(from) else { return };
         self.stats.messages += 1;
-        let link = match &body {
-            Body::Dial { link } | Body::Request { link, .. } => *link,
-            _ => 0,
-        };
         let Some(to_life) = self.life(to) else {
             if !self.is_cut(from, to) && !self.is_cut(to, from) {
                 let delay = self.latency();
-                self.after(delay, Event::Refused { at: from, life: from_life, peer: to, link });
+                self.after(delay, Event::Refused { at: from, life: from_life, peer: to });
             }
             return;
         };

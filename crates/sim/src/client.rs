@@ -28,6 +28,7 @@ pub(crate) const BLOCKS: u64 = 80;
 /// One operation under way: its blocks, in order, with where they are noted.
 #[derive(Debug)]
 struct Running {
+    begun: Nanos,
     blocks: Vec<(Block, usize)>,
     is_read: bool,
 }
@@ -42,7 +43,6 @@ enum Holding {
     },
     Working {
         core: Box<Core>,
-        epoch: Epoch,
     },
 }
 
@@ -77,8 +77,6 @@ pub(crate) struct ClientHost {
     pub(crate) sweep: Vec<u64>,
     ask: u64,
     pub(crate) failure: Option<String>,
-    pub(crate) longest_stall: Nanos,
-    last_progress: Nanos,
 }
 
 impl ClientHost {
@@ -102,8 +100,6 @@ impl ClientHost {
             sweep: Vec::new(),
             ask: 0,
             failure: None,
-            longest_stall: 0,
-            last_progress: 0,
         }
     }
 
@@ -178,7 +174,7 @@ impl ClientHost {
             bus.after(PULSE, Event::Timer { at: self.node(), life: 1, serial });
         } else if serial == self.timer_serial {
             self.timer_at = None;
-            if let Holding::Working { core, .. } = &mut self.holding {
+            if let Holding::Working { core } = &mut self.holding {
                 core.handle_timeout(Duration::from_nanos(bus.now));
             }
         }
@@ -204,24 +200,24 @@ impl ClientHost {
                 self.map_at = bus.now;
                 if map.epoch > self.map.epoch {
                     self.map = map;
-                    if let Holding::Working { core, .. } = &mut self.holding {
+                    if let Holding::Working { core } = &mut self.holding {
                         core.handle_map(now, Arc::clone(&self.map));
                     }
                 }
             }
             Body::Answer { session, seq, reply } => self.answered(bus, session, seq, &reply),
-            Body::NotTaken { .. } => self.caller.turn_away(),
+            Body::NotTaken => self.caller.turn_away(),
             Body::FenceHolds { ask, holds } if holds && ask == self.ask => self.begin(bus),
             Body::Dialled { link } => {
                 let found = self.links.iter_mut().find(|(_, known)| known.serial == link && !known.up);
-                if let (Some((osd, link)), Holding::Working { core, .. }) = (found, &mut self.holding) {
+                if let (Some((osd, link)), Holding::Working { core }) = (found, &mut self.holding) {
                     link.up = true;
                     core.handle_link_up(now, *osd);
                 }
             }
             Body::Reply { link, reply } => {
                 let osd = self.links.iter().find(|(_, known)| known.serial == link && known.up).map(|(osd, _)| *osd);
-                if let (Some(osd), Holding::Working { core, .. }) = (osd, &mut self.holding) {
+                if let (Some(osd), Holding::Working { core }) = (osd, &mut self.holding) {
                     core.handle_reply(now, osd, reply);
                 }
             }
@@ -265,14 +261,12 @@ impl ClientHost {
             timing: Timing { resend: Duration::from_secs(2), ..Timing::default() },
         };
         bus.say(|| format!("client {} works under g{}", self.index, reply.generation));
-        let epoch = Epoch(reply.epoch);
         let mut core = Box::new(Core::new(config, bus.rng.next()));
         core.handle_map(Duration::from_nanos(bus.now), Arc::clone(&self.map));
         self.links.clear();
         self.ops.clear();
-        self.holding = Holding::Working { core, epoch };
+        self.holding = Holding::Working { core };
         self.took_over = true;
-        self.last_progress = bus.now;
         for _ in 0..WINDOW {
             let pause = bus.rng.below(20 * MS);
             bus.after(pause, Event::Work { client: self.index });
@@ -284,7 +278,7 @@ impl ClientHost {
         if self.resting && self.sweep.is_empty() {
             return;
         }
-        let (Holding::Working { core, .. }, Some(volume)) = (&mut self.holding, self.volume) else { return };
+        let (Holding::Working { core }, Some(volume)) = (&mut self.holding, self.volume) else { return };
         if !core.has_room() || core.fatal().is_some() {
             return;
         }
@@ -327,14 +321,14 @@ impl ClientHost {
         };
         bus.stats.begun += 1;
         let id = core.handle_op(Duration::from_nanos(bus.now), op, TraceId(0));
-        self.ops.insert(id, Running { blocks, is_read });
+        self.ops.insert(id, Running { begun: bus.now, blocks, is_read });
         self.drain(bus, history, directory);
     }
 
     pub(crate) fn handle_reset(&mut self, bus: &mut Bus, history: &mut History, directory: &Directory, peer: Node) {
         let Node::Osd(index) = peer else { return };
         let osd = directory.index.iter().rev().find(|(_, i)| **i == index).map(|(osd, _)| *osd);
-        if let (Some(osd), Holding::Working { core, .. }) = (osd, &mut self.holding)
+        if let (Some(osd), Holding::Working { core }) = (osd, &mut self.holding)
             && let Some(link) = self.links.get_mut(&osd)
         {
             link.up = false;
@@ -353,7 +347,7 @@ impl ClientHost {
 
     fn drain(&mut self, bus: &mut Bus, history: &mut History, directory: &Directory) {
         loop {
-            let Holding::Working { core, .. } = &mut self.holding else { return };
+            let Holding::Working { core } = &mut self.holding else { return };
             let Some(output) = core.poll_output() else { break };
             match output {
                 Output::Connect { osd, .. } => self.dial(bus, directory, osd),
@@ -370,7 +364,7 @@ impl ClientHost {
                 Output::Done { op, result } => self.done(bus, history, op, result),
             }
         }
-        let Holding::Working { core, .. } = &mut self.holding else { return };
+        let Holding::Working { core } = &mut self.holding else { return };
         core.invariants();
         if core.fatal().is_some() {
             bus.say(|| format!("client {} is fenced", self.index));
@@ -393,8 +387,10 @@ impl ClientHost {
     fn done(&mut self, bus: &mut Bus, history: &mut History, op: OpId, result: Result<Bytes, IoError>) {
         let Some(running) = self.ops.remove(&op) else { return };
         bus.stats.ops += 1;
-        self.longest_stall = self.longest_stall.max(bus.now - self.last_progress);
-        self.last_progress = bus.now;
+        if bus.now - running.begun > SECOND {
+            bus.say(|| format!("client {} waited {} ms for {running:?}", self.index, (bus.now - running.begun) / MS));
+        }
+        bus.stats.slowest = bus.stats.slowest.max(bus.now - running.begun);
         match result {
             Ok(data) => {
                 for (index, (block, at)) in running.blocks.iter().enumerate() {

@@ -19,6 +19,8 @@ mod model;
 mod osd;
 mod report;
 mod rng;
+#[cfg(test)]
+mod stories;
 mod world;
 
 pub use report::{Report, Stats, Summary};
@@ -40,8 +42,6 @@ pub struct Options {
     pub safety: u64,
     /// Nanoseconds after healing within which all must be well.
     pub liveness: u64,
-    /// Things go wrong at all.
-    pub faults: bool,
     /// Disks hold the model of the store instead of the store.
     pub model: bool,
     /// Says on stderr what happens.
@@ -58,7 +58,6 @@ impl Default for Options {
             min_size: 2,
             safety: 25 * bus::SECOND,
             liveness: 60 * bus::SECOND,
-            faults: true,
             model: false,
             verbose: false,
         }
@@ -68,7 +67,13 @@ impl Default for Options {
 /// One run. A panic of the code under test is a failure like any other.
 #[must_use]
 pub fn run(seed: u64, options: Options) -> Report {
-    let result = std::panic::catch_unwind(move || world::World::new(seed, options).run(seed));
+    run_plan(seed, options, None)
+}
+
+/// One run in which exactly these things happen, each so long after the beginning; drawn from the seed where nothing
+/// is said.
+fn run_plan(seed: u64, options: Options, plan: Option<Vec<(u64, faults::Fault)>>) -> Report {
+    let result = std::panic::catch_unwind(move || world::World::new(seed, options).run(seed, plan));
     result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));

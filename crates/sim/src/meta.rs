@@ -202,7 +202,7 @@ impl MetaHost {
             Ok(()) => {
                 self.waiting.insert(self.tickets, Waiting::Ask { from, session, seq });
             }
-            Err(_) => bus.send(self.node(), from, Body::NotTaken { session, seq }),
+            Err(_) => bus.send(self.node(), from, Body::NotTaken),
         }
     }
 

@@ -302,27 +302,28 @@ impl OsdHost {
 
     pub(crate) fn handle_disk(&mut self, bus: &mut Bus, directory: &mut Directory, job: u64) {
         self.medium.finish(job);
+        self.drain(bus, directory);
+    }
+
+    fn take_done(&mut self, bus: &mut Bus, done: Done) {
         let now = self.local(bus.now);
-        while let Some(done) = self.medium.take_done() {
-            let Some(core) = &mut self.core else { continue };
-            match done {
-                Done::Persisted(tag) => {
-                    for effect in self.persisting.remove(&tag).unwrap_or_default() {
-                        self.synced.take_in(effect);
-                    }
-                    core.handle_persisted(now, PersistToken(tag));
+        let Some(core) = &mut self.core else { return };
+        match done {
+            Done::Persisted(tag) => {
+                for effect in self.persisting.remove(&tag).unwrap_or_default() {
+                    self.synced.take_in(effect);
                 }
-                Done::Read(tag, result) => core.handle_read(now, ReadToken(tag), result),
-                Done::Listed(tag, objects) => core.handle_list(now, ListToken(tag), objects),
-                Done::Failed(error) => {
-                    bus.say(|| format!("osd {}: its store failed: {error}", self.index));
-                    bus.stats.sometimes("a store fails");
-                    self.failure = Some(error);
-                    self.stopped = true;
-                }
+                core.handle_persisted(now, PersistToken(tag));
+            }
+            Done::Read(tag, result) => core.handle_read(now, ReadToken(tag), result),
+            Done::Listed(tag, objects) => core.handle_list(now, ListToken(tag), objects),
+            Done::Failed(error) => {
+                bus.say(|| format!("osd {}: its store failed: {error}", self.index));
+                bus.stats.sometimes("a store fails");
+                self.failure = Some(error);
+                self.stopped = true;
             }
         }
-        self.drain(bus, directory);
     }
 
     pub(crate) fn handle_refused(&mut self, bus: &mut Bus, directory: &mut Directory, peer: Node) {
@@ -372,7 +373,7 @@ impl OsdHost {
             }
             Body::Map(map) => self.handle_map(bus, &map),
             Body::Answer { session, seq, reply } => self.handle_answer(bus, directory, session, seq, &reply),
-            Body::NotTaken { .. } => {
+            Body::NotTaken => {
                 if let Some(caller) = &mut self.caller {
                     caller.turn_away();
                 }
@@ -436,16 +437,23 @@ impl OsdHost {
 
     fn drain(&mut self, bus: &mut Bus, directory: &Directory) {
         loop {
-            let Some(output) = self.core.as_mut().and_then(OsdCore::poll_output) else { break };
-            self.carry_out(bus, directory, output);
+            while let Some(output) = self.core.as_mut().and_then(OsdCore::poll_output) {
+                self.carry_out(bus, directory, output);
+            }
+            self.start_jobs(bus);
+            let Some(done) = self.medium.take_done() else { break };
+            self.take_done(bus, done);
         }
+        self.arm(bus);
+    }
+
+    fn start_jobs(&mut self, bus: &mut Bus) {
         for (job, is_flush) in self.medium.take_jobs() {
             let base = if is_flush { bus.rng.between(100_000, 900_000) } else { bus.rng.between(20_000, 200_000) };
             bus.stats.flushes += u64::from(is_flush);
             let slow = if self.disk_delay > 0 { bus.rng.between(self.disk_delay / 2, self.disk_delay) } else { 0 };
             bus.after(base + slow, Event::Disk { osd: self.index, life: self.life, job });
         }
-        self.arm(bus);
     }
 
     fn arm(&mut self, bus: &mut Bus) {

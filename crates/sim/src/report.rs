@@ -27,6 +27,8 @@ pub struct Stats {
     pub flushes: u64,
     /// Nanoseconds simulated.
     pub simulated: u64,
+    /// Nanoseconds that the slowest client operation took.
+    pub slowest: u64,
 }
 
 impl Stats {
@@ -44,6 +46,7 @@ impl Stats {
         self.failovers += other.failovers;
         self.flushes += other.flushes;
         self.simulated += other.simulated;
+        self.slowest = self.slowest.max(other.slowest);
         for (kind, count) in &other.faults {
             *self.faults.entry(kind).or_default() += count;
         }
@@ -106,6 +109,7 @@ impl Summary {
             "operations": self.stats.ops,
             "simulated_hours": self.stats.simulated as f64 / 3.6e12,
             "messages": self.stats.messages,
+            "slowest_operation_s": self.stats.slowest as f64 / 1e9,
             "mean": {
                 "operations": mean(self.stats.ops),
                 "faults": mean(self.stats.faults.values().sum()),

@@ -47,7 +47,8 @@ pub(super) struct Member {
     /// Sent through here.
     sent: u64,
     said_at: Time,
-    progress_at: Time,
+    /// Since then it owes an answer, or was the last to come nearer to it.
+    owes_since: Option<Time>,
     went_back_at: Time,
     /// The commit point it was told last.
     told_commit: u64,
@@ -67,7 +68,7 @@ impl Member {
             acked: 0,
             sent: 0,
             said_at: now,
-            progress_at: now,
+            owes_since: None,
             went_back_at: Time(0),
             told_commit: 0,
             corrupt: false,
@@ -85,18 +86,12 @@ impl Member {
         self.step = Step::Fresh;
         self.recovery = None;
         self.rest_until = now.plus_ms(rest_ms);
-        self.progress_at = now;
+        self.owes_since = None;
     }
 
     /// Something was sent to it and nothing came back for too long.
-    pub(super) fn is_stalled(&self, now: Time, end: u64) -> bool {
-        let waits = match self.step {
-            Step::Fresh => false,
-            Step::Streaming => self.acked < end,
-            Step::Asked | Step::Starting { .. } => true,
-            Step::Reported(_) => false,
-        };
-        waits && now.ms_since(self.progress_at) >= STALLED_MS
+    pub(super) fn is_stalled(&self, now: Time) -> bool {
+        self.owes_since.is_some_and(|since| now.ms_since(since) >= STALLED_MS)
     }
 
     /// Where it goes on from, if it takes entries or is about to.
@@ -135,7 +130,7 @@ impl Pg {
                 member.attempt = ctx.next_attempt();
                 member.step = Step::Asked;
                 member.said_at = ctx.now;
-                member.progress_at = ctx.now;
+                member.owes_since = Some(ctx.now);
                 ctx.out.send(*osd, id, c, member.attempt, PgMessage::QueryLog);
             }
         }
@@ -148,7 +143,7 @@ impl Pg {
         ctx.out.send(osd, id, c, member.attempt, message.clone());
         member.step = Step::Starting { at, message: Box::new(message) };
         member.said_at = ctx.now;
-        member.progress_at = ctx.now;
+        member.owes_since = Some(ctx.now);
     }
 
     /// A member answers where its log ends.
@@ -156,6 +151,7 @@ impl Pg {
         let Some(member) = self.primary.as_mut().and_then(|primary| primary.members.get_mut(&from)) else { return };
         if member.attempt == attempt && matches!(member.step, Step::Asked) {
             member.step = Step::Reported(report);
+            member.owes_since = None;
         }
     }
 
@@ -170,7 +166,7 @@ impl Pg {
                 member.step = Step::Streaming;
                 member.acked = point.seq();
                 member.sent = point.seq();
-                member.progress_at = ctx.now;
+                member.owes_since = None;
             }
             Step::Streaming if point.seq() > self.log.end().seq() => member.reset(ctx.now, 0),
             Step::Streaming if point.seq() > self.log.base().seq() && !self.log.holds(point) => {
@@ -181,7 +177,7 @@ impl Pg {
                 if point.seq() > member.acked {
                     member.acked = point.seq();
                     member.sent = member.sent.max(member.acked);
-                    member.progress_at = ctx.now;
+                    member.owes_since = None;
                 }
                 if gap && point.seq() >= member.acked && ctx.now.ms_since(member.went_back_at) >= GAP_MS {
                     member.went_back_at = ctx.now;
@@ -197,8 +193,10 @@ impl Pg {
         let (id, c, commit, end) = (self.id, self.config.c, self.log.commit(), self.log.end().seq());
         let Some(primary) = &mut self.primary else { return };
         for (osd, member) in primary.members.iter_mut().filter(|(_, member)| member.is_streaming()) {
-            if member.sent == member.acked {
-                member.progress_at = ctx.now;
+            if member.acked >= end {
+                member.owes_since = None;
+            } else if member.owes_since.is_none() {
+                member.owes_since = Some(ctx.now);
             }
             while member.sent < end {
                 let mut entries = Vec::new();
@@ -258,7 +256,9 @@ impl Pg {
             match &member.step {
                 Step::Asked => ctx.out.send(*osd, id, c, member.attempt, PgMessage::QueryLog),
                 Step::Starting { message, .. } => ctx.out.send(*osd, id, c, member.attempt, (**message).clone()),
-                Step::Streaming if ctx.now.ms_since(member.progress_at) >= RESEND_MS => member.send_again(),
+                Step::Streaming if member.owes_since.is_some_and(|since| ctx.now.ms_since(since) >= RESEND_MS) => {
+                    member.send_again();
+                }
                 Step::Streaming | Step::Fresh | Step::Reported(_) => {}
             }
         }

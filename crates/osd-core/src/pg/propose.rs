@@ -100,10 +100,9 @@ impl Pg {
     /// In-sync members that are down, contradict themselves, or hold everybody up.
     fn failed(&self, ctx: &Ctx<'_>) -> Vec<OsdId> {
         let Some(primary) = &self.primary else { return Vec::new() };
-        let end = self.log.end().seq();
         let failed = |osd: &OsdId| {
             ctx.peers.is_down(ctx.now, *osd)
-                || primary.members.get(osd).is_some_and(|m| m.corrupt || m.is_stalled(ctx.now, end))
+                || primary.members.get(osd).is_some_and(|m| m.corrupt || m.is_stalled(ctx.now))
         };
         self.config.isr.iter().copied().filter(|osd| *osd != self.me && failed(osd)).collect()
     }
@@ -266,5 +265,10 @@ impl Pg {
 /// A configuration without these members.
 fn without(config: &PgConfig, gone: &[OsdId]) -> PgConfig {
     let rest = |set: &[OsdId]| set.iter().copied().filter(|osd| !gone.contains(osd)).collect::<Vec<_>>();
-    PgConfig { isr: rest(&config.isr), acting: rest(&config.acting), backfill: rest(&config.backfill), ..config.clone() }
+    PgConfig {
+        isr: rest(&config.isr),
+        acting: rest(&config.acting),
+        backfill: rest(&config.backfill),
+        ..config.clone()
+    }
 }
