@@ -3,6 +3,7 @@
 //! A store lags behind what was just written. Decisions made from it must come to nothing when they were made before;
 //! what cannot be taken back is checked with the server first.
 
+use cairn_events::WatchBackoff;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -152,7 +153,7 @@ fn follow<K>(
 {
     let (world, queue) = (world.clone(), Arc::clone(queue));
     tasks.spawn(async move {
-        let stream = watch(api, watcher::Config::default()).default_backoff();
+        let stream = watch(api, watcher::Config::default()).backoff(WatchBackoff::default());
         let mut stream = std::pin::pin!(stream);
         while let Some(event) = stream.next().await {
             let event = match event {

@@ -1,10 +1,13 @@
-//! Events of API objects: one for each cause, counted when it repeats, instead of thousands that say "waiting".
+//! What every client of the API does alike: it records events, and it comes back after a broken watch.
 //!
+//! There is one event for each cause, counted when it repeats, instead of thousands that say "waiting".
 //! An event's name is made of its object, its reason and its message, so that the same cause finds the same event
 //! again, across restarts of whoever reports it. Recording never fails its caller: an event that cannot be written is
 //! logged.
 
 #![forbid(unsafe_code)]
+
+mod watch_backoff;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -14,6 +17,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
+
+pub use watch_backoff::WatchBackoff;
 
 /// Whether something went as it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

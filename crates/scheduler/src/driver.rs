@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_events::{Recorder, Severity, reference};
+use cairn_events::{Recorder, Severity, WatchBackoff, reference};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -102,7 +102,7 @@ where
     let api: Api<K> = Api::all(client.clone());
     let changed = Arc::clone(changed);
     tasks.spawn(async move {
-        let stream = watcher(api, watcher::Config::default()).default_backoff().reflect(writer);
+        let stream = watcher(api, watcher::Config::default()).backoff(WatchBackoff::default()).reflect(writer);
         let mut stream = pin!(stream);
         while let Some(event) = stream.next().await {
             match event {
