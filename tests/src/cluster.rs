@@ -1,5 +1,6 @@
 //! A cluster on this machine, driven from outside the way a person drives it: `cairn` and `kubectl`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +17,7 @@ pub struct Cluster {
     kubectl: Option<PathBuf>,
     keep: bool,
     gone: bool,
+    loops_before: BTreeSet<String>,
 }
 
 /// How to start one.
@@ -43,7 +45,8 @@ impl Cluster {
         let dir = PathBuf::from(format!("/var/tmp/cairn-{}-{number}", std::process::id()));
         let kubectl = std::env::var_os("KUBECTL").map(PathBuf::from).or_else(|| shell::find_program("kubectl"));
         let kubectl = kubectl.filter(|_| !options.without_kubectl);
-        let cluster = Self { binary: binary()?, dir, kubectl, keep: options.keep, gone: false };
+        let cluster =
+            Self { binary: binary()?, dir, kubectl, keep: options.keep, gone: false, loops_before: volume_loops() };
         cluster.start(options.storage_only)?;
         Ok(cluster)
     }
@@ -197,11 +200,8 @@ impl Cluster {
         if let Some(line) = mounts.lines().find(|line| line.contains(&dir)) {
             bail!("a mount is left: {line}");
         }
-        for device in std::fs::read_dir("/sys/block").into_iter().flatten().flatten() {
-            let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-            if backing.contains(&dir) {
-                bail!("a loop device is left: {}", device.path().display());
-            }
+        if let Some(left) = volume_loops().difference(&self.loops_before).next() {
+            bail!("a loop device is left: {left}");
         }
         if let Some(left) = processes_naming(&dir) {
             bail!("a process is left: {left}");
@@ -233,6 +233,18 @@ fn binary() -> Result<PathBuf> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
     let binary = target.join("debug/cairn");
     binary.exists().then_some(binary).context("there is no target/debug/cairn; run `cargo build`, or set CAIRN_BIN")
+}
+
+/// Loop devices over volumes, whoever's: their backing file has a name of its own kind and lies in no directory.
+fn volume_loops() -> BTreeSet<String> {
+    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    devices
+        .filter(|device| {
+            let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
+            backing.starts_with("/cairn-")
+        })
+        .map(|device| device.path().display().to_string())
+        .collect()
 }
 
 fn resident_kib(pid: u64) -> u64 {

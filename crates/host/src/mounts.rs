@@ -1,7 +1,6 @@
-//! Mounts and loop devices below a directory: found by what the kernel says, never by what we remember.
+//! Mounts below a directory: found by what the kernel says, never by what we remember.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::mount::UnmountFlags;
 
@@ -23,21 +22,6 @@ pub(crate) fn unmount(point: &Path) {
     }
     if let Err(error) = rustix::mount::unmount(point, UnmountFlags::FORCE | UnmountFlags::DETACH) {
         tracing::warn!(point = %point.display(), %error, "cannot unmount");
-    }
-}
-
-/// Detaches loop devices whose backing file lies below `root`.
-pub(crate) fn detach_loops(root: &Path) {
-    let Ok(devices) = std::fs::read_dir("/sys/block") else { return };
-    for device in devices.flatten() {
-        let name = device.file_name().to_string_lossy().into_owned();
-        let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-        if name.starts_with("loop") && Path::new(backing.trim()).starts_with(root) {
-            let detached = Command::new("losetup").arg("-d").arg(format!("/dev/{name}")).status();
-            if !detached.is_ok_and(|status| status.success()) {
-                tracing::warn!(name, "cannot detach the loop device");
-            }
-        }
     }
 }
 

@@ -21,6 +21,9 @@ pub enum ResetError {
     /// Files are left.
     #[error("cannot delete {0}: {1}")]
     Files(PathBuf, std::io::Error),
+    /// Devices are left.
+    #[error("cannot remove the volumes' devices: {0}")]
+    Devices(#[from] cairn_attach::Error),
     /// Parts of the container runtime are left.
     #[error("the container runtime left: {}", .0.join("; "))]
     Containers(Vec<String>),
@@ -65,9 +68,9 @@ pub async fn reset(layout: &Layout) -> Result<(), ResetError> {
         }
     }
     let root = layout.root();
-    // Filesystems on our devices first, then the devices, then what carries the devices.
+    // Filesystems on our devices first, then the devices, then whatever else is mounted here.
     mounts::beneath(&layout.agent()).iter().for_each(|point| mounts::unmount(point));
-    mounts::detach_loops(root);
+    cairn_attach::teardown(&layout.attach(), &layout.socket("keeper")).await?;
     mounts::beneath(root).iter().for_each(|point| mounts::unmount(point));
     if !left.is_empty() {
         return Err(ResetError::Containers(left));
