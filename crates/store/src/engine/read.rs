@@ -113,6 +113,10 @@ impl Store {
                 }
             }
         }
+        if let Err(error @ cairn_disk::Error::PoweredOff) = result {
+            // That says nothing about the blocks.
+            return self.fail(crate::Error::Disk(error));
+        }
         let Some(run) = self.reads.get_mut(&read) else { return };
         if let Ok(bytes) = result {
             for i in 0..places.len() {

@@ -195,9 +195,14 @@ fn policy(rng: &mut Rng) -> CrashPolicy {
     }
 }
 
+/// How many seeds: more on demand, by the environment.
+fn seeds(usual: u64) -> u64 {
+    std::env::var("CAIRN_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
 #[test]
 fn random_histories_survive_random_power_cuts() {
-    for seed in 0..60 {
+    for seed in 0..seeds(60) {
         let mut world = World::new(seed);
         for life in 0..6 {
             let cut = world.bench.disk.io_index() + 1 + world.rng.below(120);
@@ -213,7 +218,7 @@ fn random_histories_survive_random_power_cuts() {
 
 #[test]
 fn long_histories_wrap_the_log_and_reuse_space() {
-    for seed in 100..104 {
+    for seed in 100..100 + seeds(60) / 15 {
         let mut world = World::new(seed);
         for life in 0..3 {
             for _ in 0..400 {
