@@ -50,6 +50,12 @@ pub(crate) struct Pods {
     complete: bool,
 }
 
+/// The version to go on from is too old, for example because the API server was restarted. The watcher starts over when
+/// it is told so within a watch, but asks for the same version for ever when the watch itself is refused.
+fn is_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
+}
+
 impl Pods {
     pub(crate) fn new(context: Shared, directory: Directory) -> Pods {
         Pods { context, directory, workers: BTreeMap::new(), shown: BTreeMap::new(), listing: None, complete: false }
@@ -63,7 +69,8 @@ impl Pods {
         }
         let api: Api<Pod> = Api::all(self.context.client.clone());
         let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", self.context.node.name));
-        let mut events = watcher(api, mine).boxed();
+        let watch = || watcher(api.clone(), mine.clone()).boxed();
+        let mut events = watch();
         let mut relist = tokio::time::interval(RELIST);
         relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut count = 0u32;
@@ -75,6 +82,9 @@ impl Pods {
                     Some(Ok(event)) => self.event(event),
                     Some(Err(error)) => {
                         tracing::debug!(%error, "the watch of pods was interrupted");
+                        if is_expired(&error) {
+                            events = watch();
+                        }
                         // The watcher lists again when it is asked again; meanwhile the workers go on.
                         again = Instant::now() + WATCH_RETRY;
                     }

@@ -28,6 +28,8 @@ struct Objects {
     now: BTreeMap<String, Value>,
     log: Vec<(u64, &'static str, String, Value)>,
     version: u64,
+    /// Watches from before this version are refused.
+    oldest: u64,
 }
 
 impl FakeApi {
@@ -93,6 +95,15 @@ impl FakeApi {
     pub(crate) fn delete_gracefully(&self, path: &str, grace_s: i64) {
         let deletion = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": grace_s});
         self.patch(path, &json!({"metadata": deletion}));
+    }
+
+    /// What a restart of an API server does to its clients: watches end, and cannot go on where they were.
+    pub(crate) fn forget_history(&self) {
+        let mut state = self.state.lock().expect("whole");
+        state.version += 1;
+        state.oldest = state.version;
+        state.log.clear();
+        self.version.send_replace(state.version);
     }
 
     fn write(&self, path: &str, object: Value) -> Value {
@@ -232,6 +243,9 @@ fn selected(object: &Value, query: &BTreeMap<String, String>) -> bool {
 
 fn watch_stream(api: FakeApi, path: String, query: BTreeMap<String, String>) -> Response {
     let since: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+    if since < api.state.lock().expect("whole").oldest {
+        return failure(410, "Expired");
+    }
     let versions = api.version.subscribe();
     let stream = futures::stream::unfold((api, since, versions), move |(api, since, mut versions)| {
         let (path, query) = (path.clone(), query.clone());
@@ -240,6 +254,9 @@ fn watch_stream(api: FakeApi, path: String, query: BTreeMap<String, String>) -> 
                 versions.borrow_and_update();
                 let news: Vec<_> = {
                     let state = api.state.lock().expect("whole");
+                    if since < state.oldest {
+                        return None;
+                    }
                     state.log.iter().filter(|(version, ..)| *version > since).cloned().collect()
                 };
                 if let Some((last, ..)) = news.last().cloned() {
