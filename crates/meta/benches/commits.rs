@@ -61,7 +61,9 @@ async fn run_clients(addresses: &[String], clients: u64, time: Duration) -> Vec<
                 value: vec![b'v'; 100].into(),
                 ..PutRequest::default()
             };
-            while kv.put(put(0)).await.is_err() {
+            let began = Instant::now();
+            while let Err(status) = kv.put(put(0)).await {
+                assert!(began.elapsed() < Duration::from_secs(20), "the cluster does not begin: {status}");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             let (start, mut latencies) = (Instant::now(), Vec::new());

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cairn_meta_core::Event;
 use cairn_meta_raft::{NodeError, Output, Role, Ticket};
-use cairn_proto::meta::Command;
+use cairn_proto::meta::{Command, ErrorCode};
 use cairn_proto::meta_raft::PeerMessage;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -79,8 +79,10 @@ struct Waiting {
     own: Option<Name>,
     deadline: Instant,
     reply: oneshot::Sender<Result<Answer, CallError>>,
-    /// Ticks since it was proposed; `None`: it was not taken yet.
+    /// Ticks since it was proposed; `None`: it was not taken yet, or is to be proposed again.
     proposed: Option<u32>,
+    /// How often it was taken.
+    times: u32,
 }
 
 impl<A: Audience> Driver<A> {
@@ -217,13 +219,14 @@ impl<A: Audience> Driver<A> {
         }
         let ticket = self.ticket();
         let command = command.encode_to_vec();
-        self.proposals.insert(ticket, Waiting { command, own, deadline, reply, proposed: None });
+        self.proposals.insert(ticket, Waiting { command, own, deadline, reply, proposed: None, times: 0 });
         self.propose(ticket);
     }
 
     fn propose(&mut self, ticket: Ticket) {
         if let Some(waiting) = self.proposals.get_mut(&ticket) {
             let taken = self.node.propose(ticket, waiting.command.clone());
+            waiting.times += u32::from(taken.is_ok());
             waiting.proposed = taken.is_ok().then_some(0);
         }
     }
@@ -244,7 +247,7 @@ impl<A: Audience> Driver<A> {
             self.proposals.iter().filter(|(_, w)| late(w.deadline)).map(|(ticket, _)| *ticket).collect();
         for ticket in tickets {
             let error = self.reason(|waited_s| CallError::Unknown { waited_s });
-            self.answer(ticket, Err(error));
+            self.give_up(ticket, error);
         }
         let tickets: Vec<Ticket> =
             self.reads.iter().filter(|(_, r)| late(r.deadline)).map(|(ticket, _)| *ticket).collect();
@@ -265,13 +268,42 @@ impl<A: Audience> Driver<A> {
         }
     }
 
-    fn answer(&mut self, ticket: Ticket, answer: Result<Answer, CallError>) {
+    fn give_up(&mut self, ticket: Ticket, error: CallError) {
         if let Some(waiting) = self.proposals.remove(&ticket) {
             if let Some(name) = waiting.own {
-                self.sessions.close(name);
+                self.sessions.abandon(name);
             }
-            let _ = waiting.reply.send(answer);
+            let _ = waiting.reply.send(Err(error));
         }
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Answer) {
+        let Some(mut waiting) = self.proposals.remove(&ticket) else { return };
+        let Some(name) = waiting.own else {
+            let _ = waiting.reply.send(Ok(answer));
+            return;
+        };
+        // A session of ours that was idle for long may be forgotten for the sake of others. What was taken once only
+        // was surely not carried out: once more, under another session.
+        if is_session_expired(&answer) {
+            self.sessions.abandon(name);
+            if waiting.times == 1 && self.sign_again(&mut waiting) {
+                self.proposals.insert(ticket, waiting);
+                self.renew = true;
+                return;
+            }
+        } else {
+            self.sessions.close(name);
+        }
+        let _ = waiting.reply.send(Ok(answer));
+    }
+
+    fn sign_again(&mut self, waiting: &mut Waiting) -> bool {
+        let Ok(mut command) = Command::decode(waiting.command.as_slice()) else { return false };
+        let name = self.sessions.name();
+        sign(&mut command, name);
+        (waiting.command, waiting.own, waiting.proposed) = (command.encode_to_vec(), Some(name), None);
+        true
     }
 
     // ---- carrying out orders
@@ -298,7 +330,7 @@ impl<A: Audience> Driver<A> {
                     self.audience.applied(applied.events);
                 }
                 if let (Some(ticket), Some(answer)) = (ticket, applied.reply.result) {
-                    self.answer(ticket, Ok(answer));
+                    self.answer(ticket, answer);
                 }
             }
             Output::ReadReady { ticket } => {
@@ -333,6 +365,10 @@ fn set_if_new<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
         *old = value;
         changed
     });
+}
+
+fn is_session_expired(answer: &Answer) -> bool {
+    matches!(answer, Answer::Error(error) if error.code() == ErrorCode::SessionExpired)
 }
 
 fn sign(command: &mut Command, name: Name) {

@@ -33,8 +33,7 @@ impl OwnSessions {
     pub(crate) fn name(&mut self) -> Name {
         let oldest = self.open.get(&self.current).and_then(BTreeSet::first).copied();
         if oldest.is_some_and(|oldest| self.next_seq - oldest >= LONGEST_TAIL) {
-            self.current = Uuid::new_v4();
-            self.next_seq = 1;
+            self.begin_another();
         }
         let seq = self.next_seq;
         self.next_seq += 1;
@@ -44,8 +43,22 @@ impl OwnSessions {
         Name { session: self.current, seq, acked_through: oldest - 1 }
     }
 
-    /// The command was answered, or nobody waits for its answer any more: its reply may be forgotten, and it will not
-    /// be proposed again.
+    fn begin_another(&mut self) {
+        self.current = Uuid::new_v4();
+        self.next_seq = 1;
+    }
+
+    /// Nobody waits for the command any more, and whether it was or will be carried out is unknown. Its session
+    /// acknowledges nothing further: the state machine may never have heard of it, and takes an acknowledgement from
+    /// a session that it does not know for one that it has forgotten.
+    pub(crate) fn abandon(&mut self, name: Name) {
+        if name.session == self.current {
+            self.begin_another();
+        }
+        self.close(name);
+    }
+
+    /// The command was answered: its reply may be forgotten.
     pub(crate) fn close(&mut self, name: Name) {
         if let Some(open) = self.open.get_mut(&name.session) {
             open.remove(&name.seq);
@@ -76,6 +89,18 @@ mod tests {
         assert_eq!(sessions.name().acked_through, 0, "the first is still open");
         sessions.close(a);
         assert_eq!(sessions.name().acked_through, 2);
+    }
+
+    #[test]
+    fn an_abandoned_command_is_never_acknowledged() {
+        let mut sessions = OwnSessions::new();
+        let (lost, other) = (sessions.name(), sessions.name());
+        sessions.abandon(lost);
+        let next = sessions.name();
+        assert_ne!(next.session, lost.session);
+        assert_eq!((next.seq, next.acked_through), (1, 0));
+        sessions.abandon(other);
+        assert_eq!(sessions.name().session, next.session, "one new session is enough");
     }
 
     #[test]
