@@ -125,8 +125,7 @@ impl OsdCore {
             self.with(id, |pg, ctx| pg.handle_map(ctx));
         }
         self.out.persist_epoch(self.now, map.epoch);
-        let member = self.pgs.values().any(Pg::is_member);
-        if !member {
+        if self.pgs.is_empty() {
             self.next_tick = None;
         } else if self.next_tick.is_none() {
             self.next_tick = Some(self.now.plus_ms(self.phase_ms));
@@ -256,7 +255,7 @@ impl OsdCore {
         self.full = full;
     }
 
-    /// When `handle_timeout` is due; `None` while this OSD has no part in any group.
+    /// When `handle_timeout` is due; `None` while this OSD has nothing of any group.
     #[must_use]
     pub fn poll_timeout(&mut self) -> Option<Time> {
         if self.stopped {

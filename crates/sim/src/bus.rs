@@ -127,6 +127,8 @@ pub(crate) enum Event {
     Work {
         client: usize,
     },
+    /// A volume is deleted.
+    Doom,
     Check,
 }
 

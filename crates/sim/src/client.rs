@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cairn_client_core::{Config, Core, IoError, Op, OpId, Output, Timing};
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
-use cairn_proto::meta::{AttachMode, AttachReply, AttachRequest, CommandReply, VolumeRef, volume_ref};
+use cairn_proto::meta::{AttachMode, AttachReply, AttachRequest, CommandReply, DetachRequest, VolumeRef, volume_ref};
 use cairn_types::map::ClusterMap;
 use cairn_types::{BLOCK_SIZE, Epoch, Generation, OsdId, PoolId, SessionId, SnapId, TraceId, VolumeId};
 
@@ -60,6 +60,7 @@ pub(crate) struct ClientHost {
     holding: Holding,
     caller: Caller<()>,
     session: u128,
+    generation: u64,
     map: Arc<ClusterMap>,
     map_at: Nanos,
     links: BTreeMap<OsdId, Link>,
@@ -87,6 +88,7 @@ impl ClientHost {
             holding: Holding::Nothing,
             caller: Caller::new(Node::Client(index), 0xc11e_0000 + index as u128, members),
             session: 0,
+            generation: 0,
             map: Arc::default(),
             map_at: 0,
             links: BTreeMap::new(),
@@ -141,6 +143,17 @@ impl ClientHost {
         };
         self.caller.call(bus, Payload::Attach(request), ());
         self.holding = Holding::Asking;
+    }
+
+    /// Lets the volume go, with what is under way.
+    pub(crate) fn release(&mut self, bus: &mut Bus) {
+        let (Some(volume), true) = (self.volume.take(), self.is_working()) else { return };
+        let volume = Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) });
+        let request = DetachRequest { mutation: None, volume, generation: self.generation };
+        self.caller.call(bus, Payload::Detach(request), ());
+        self.holding = Holding::Nothing;
+        self.ops.clear();
+        self.links.clear();
     }
 
     /// Somebody else was told that it holds the volume.
@@ -261,6 +274,7 @@ impl ClientHost {
             timing: Timing { resend: Duration::from_secs(2), ..Timing::default() },
         };
         bus.say(|| format!("client {} works under g{}", self.index, reply.generation));
+        self.generation = reply.generation;
         let mut core = Box::new(Core::new(config, bus.rng.next()));
         core.handle_map(Duration::from_nanos(bus.now), Arc::clone(&self.map));
         self.links.clear();

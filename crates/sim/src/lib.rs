@@ -32,7 +32,7 @@ pub struct Options {
     pub osds: usize,
     /// Metadata members.
     pub members: usize,
-    /// Clients; the first two hold a volume each, the others take over.
+    /// Clients; the first three hold a volume each, the others take over.
     pub clients: usize,
     /// Copies of each object.
     pub size: u32,
@@ -53,7 +53,7 @@ impl Default for Options {
         Self {
             osds: 5,
             members: 3,
-            clients: 4,
+            clients: 5,
             size: 3,
             min_size: 2,
             safety: 25 * bus::SECOND,

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    CreatePoolRequest, CreateVolumeRequest, DownEvidence, Pool, RegisterNodeRequest, ReportDownRequest, SetOsdPlaced,
+    CreatePoolRequest, CreateVolumeRequest, DeleteVolumeRequest, DownEvidence, Pool, RegisterNodeRequest, ReportDownRequest, SetOsdPlaced,
+    VolumeRef, volume_ref,
 };
 use cairn_types::map::ClusterMap;
 use cairn_types::peer::PgState;
@@ -34,12 +35,16 @@ pub(crate) type Plan = Vec<(Nanos, Fault)>;
 const PULSE: Nanos = 200 * MS;
 const OBJECT_SIZE: u32 = 64 << 10;
 const PGS: u32 = 8;
+/// The last one is deleted on the way.
+const VOLUMES: usize = 3;
+const DOOMED: usize = VOLUMES - 1;
 
 #[derive(Debug, PartialEq, Eq)]
 enum Setup {
     Pool,
     Node,
     Volume(usize),
+    Delete,
     Other,
 }
 
@@ -55,6 +60,7 @@ pub(crate) struct World {
     oracle: Oracle,
     prefix: Prefix,
     volumes: BTreeMap<usize, VolumeId>,
+    lost: BTreeMap<OsdId, Synced>,
     setup_done: bool,
     primaries: BTreeMap<PgId, OsdId>,
     failure: Option<String>,
@@ -77,6 +83,7 @@ impl World {
             oracle: Oracle::default(),
             prefix: Prefix::default(),
             volumes: BTreeMap::new(),
+            lost: BTreeMap::new(),
             setup_done: false,
             primaries: BTreeMap::new(),
             failure: None,
@@ -95,6 +102,8 @@ impl World {
             Some(plan) => plan.into_iter().map(|(at, fault)| (start + at, fault)).collect(),
             None => faults::plan(&mut rng, self.options.osds, self.options.members, start, end),
         };
+        let doom = rng.between(start, end);
+        self.bus.at(doom, Event::Doom);
         for (at, fault) in plan {
             self.bus.at(at, Event::Fault(fault));
         }
@@ -103,13 +112,7 @@ impl World {
         self.bus.stats.slowest = 0;
         self.until(end, |_| false);
         self.heal();
-        let limit = self.bus.now + self.options.liveness;
-        let whole = |world: &Self| world.is_whole();
-        if !self.until(limit, whole) {
-            self.fail(|world| {
-                format!("not whole again {} s after healing: {}", world.options.liveness / SECOND, world.ailments())
-            });
-        }
+        self.demand_whole();
         self.sweep();
         let limit = self.bus.now + 20 * SECOND;
         if !self.until(limit, Self::is_swept) {
@@ -118,10 +121,20 @@ impl World {
         // Let commit points and idle records settle.
         let rest = self.bus.now + 2 * SECOND;
         self.until(rest, |_| false);
+        // What was on its way when all was healed may have been taken for a failure since.
+        self.demand_whole();
         self.check_end();
         self.bus.stats.simulated = self.bus.now;
         let trace = self.bus.trace();
         Report { seed, trace, stats: self.bus.stats, failure: self.failure }
+    }
+
+    fn demand_whole(&mut self) {
+        let limit = self.bus.now + self.options.liveness;
+        if !self.until(limit, Self::is_whole) {
+            let seconds = self.options.liveness / SECOND;
+            self.fail(|world| format!("not whole {seconds} s after healing: {}", world.ailments()));
+        }
     }
 
     fn fail(&mut self, what: impl FnOnce(&Self) -> String) {
@@ -187,6 +200,7 @@ impl World {
             Event::Undo(fault) => self.undo(&fault),
             Event::Restart(node) => self.restart(node),
             Event::Resume(Node::Osd(index)) => self.resume(index),
+            Event::Doom => self.doom(),
             Event::Work { client } => {
                 self.clients[client].handle_work(&mut self.bus, &mut self.history, &self.directory);
             }
@@ -278,8 +292,9 @@ impl World {
     fn look(&mut self, index: usize) {
         let acks = std::mem::take(&mut self.osds[index].acks);
         if !acks.is_empty() {
+            let lost = self.lost.iter().map(|(id, synced)| (*id, synced));
             let disks: BTreeMap<OsdId, &Synced> =
-                self.osds.iter().filter_map(|osd| Some((osd.id()?, &osd.synced))).collect();
+                lost.chain(self.osds.iter().filter_map(|osd| Some((osd.id()?, &osd.synced)))).collect();
             for (request, pg, config) in acks {
                 if let Err(failure) = self.oracle.acked(request, pg, &config, &disks) {
                     self.failure.get_or_insert(failure);
@@ -365,7 +380,7 @@ impl World {
         };
         match (self.keeper.answered(session, seq), reply.result) {
             (Some(Setup::Pool), Some(Answer::CreatePool(_))) => {
-                for index in 0..2 {
+                for index in 0..VOLUMES {
                     let request = CreateVolumeRequest {
                         mutation: None,
                         name: format!("volume{index}"),
@@ -381,11 +396,26 @@ impl World {
                 self.volumes.insert(index, volume);
                 self.clients[index].take(&mut self.bus, volume);
             }
+            (Some(Setup::Delete), Some(Answer::Error(_))) => {
+                // Still held: the detachment is on its way.
+                self.bus.after(SECOND, Event::Doom);
+            }
             (Some(what @ (Setup::Pool | Setup::Volume(_))), other) => {
                 self.fail(|_| format!("{what:?} was refused: {other:?}"));
             }
             _ => {}
         }
+    }
+
+    /// The doomed volume is let go and deleted.
+    fn doom(&mut self) {
+        let Some(volume) = self.volumes.get(&DOOMED).copied() else { return };
+        if let Some(holder) = self.clients.iter_mut().find(|client| client.volume == Some(volume)) {
+            holder.release(&mut self.bus);
+        }
+        let volume = Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) });
+        let request = DeleteVolumeRequest { mutation: None, volume };
+        self.keeper.call(&mut self.bus, Payload::DeleteVolume(request), Setup::Delete);
     }
 
     // ------------------------------------------------------------------------------------------------------ faults
@@ -488,6 +518,8 @@ impl World {
         *self.bus.stats.faults.entry("loss of a disk").or_default() += 1;
         self.bus.say(|| format!("osd {index} ({id}) loses its disk"));
         self.kill_osd(index, true, 2 * SECOND, Some(0));
+        // What was flushed there before counted until it was lost.
+        self.lost.insert(id, self.osds[index].synced.clone());
         let mut rng = self.bus.rng.fork(99);
         self.osds[index].replace_disk(&mut rng, self.options.model);
         let request = SetOsdPlaced { id: id.0, placed: false, weight: None };
@@ -593,7 +625,8 @@ impl World {
         let whole = |config: &cairn_types::map::PgConfig| {
             config.primary.is_some() && config.isr.len() == self.options.size as usize && config.backfill.is_empty()
         };
-        !map.pgs.is_empty() && map.pgs.values().all(whole) && self.primaries_serve() && self.sessions_settle()
+        let purged = self.volumes.get(&DOOMED).is_some_and(|volume| !map.volumes.contains_key(volume));
+        !map.pgs.is_empty() && map.pgs.values().all(whole) && purged && self.primaries_serve() && self.sessions_settle()
     }
 
     fn primaries_serve(&self) -> bool {
@@ -652,6 +685,22 @@ impl World {
         lines.join("\n  ")
     }
 
+    /// Nothing is left of a deleted volume, nor of groups that live elsewhere now.
+    fn check_cleared(&mut self, map: &ClusterMap) -> Result<(), String> {
+        let doomed = self.volumes.get(&DOOMED).copied();
+        for host in self.osds.iter_mut().filter(|osd| osd.core.is_some()) {
+            let Some(id) = host.id() else { continue };
+            for (pg, config) in &map.pgs {
+                let content = host.medium.content(*pg, PGS);
+                let member = config.isr.contains(&id);
+                if let Some(left) = content.keys().find(|(object, _)| !member || Some(object.volume) == doomed) {
+                    return Err(format!("{id} still has {left:?} of {pg}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn check_end(&mut self) {
         if self.failure.is_some() {
             return;
@@ -664,7 +713,8 @@ impl World {
         };
         let equal = replicas::check(&map, content);
         let linear = linear::check(&self.history);
-        if let Err(failure) = linear.and(equal) {
+        let cleared = self.check_cleared(&map);
+        if let Err(failure) = linear.and(equal).and(cleared) {
             self.fail(|_| failure);
         }
     }

@@ -279,6 +279,7 @@ impl Pg {
         self.touched = true;
         self.resend(ctx);
         self.store_idle_commit(ctx);
+        self.clear_stray(ctx);
     }
 
     /// Carries on with whatever the events since the last call made possible.

@@ -27,9 +27,18 @@ pub(super) struct Replica {
     gap: bool,
     /// Entries that wait for a newer map.
     early: Option<(u64, Vec<Logged>)>,
-    /// The recovery that begins once the old content is gone.
-    emptying: Option<Box<StartRecovery>>,
+    /// The old content goes; then this begins.
+    emptying: Option<Afterwards>,
     next_push: u64,
+}
+
+/// What follows when the old content is gone.
+#[derive(Debug)]
+enum Afterwards {
+    /// A fill from nothing.
+    Fill(Box<StartRecovery>),
+    /// Nothing: the group lives elsewhere.
+    Nothing,
 }
 
 impl Replica {
@@ -201,16 +210,32 @@ impl Pg {
                 }
             }
             Missing::Everything => {
-                self.usable = false;
-                self.log.rewind(self.log.commit());
-                let mut transaction = self.transaction();
-                transaction.rewind = Some(self.log.commit());
-                transaction.attributes.push(self.membership(ctx.map.epoch));
-                self.store(ctx, transaction, Durable::default());
-                self.replica.emptying = Some(Box::new(start));
-                ctx.out.list(self.id, None, EMPTY_STEP, ListFor::Empty { attempt });
+                self.empty(ctx, Afterwards::Fill(Box::new(start)));
             }
         }
+    }
+
+    /// A group that this OSD has no part in any more, and that is whole elsewhere, gives its space back.
+    pub(super) fn clear_stray(&mut self, ctx: &mut Ctx<'_>) {
+        let config = &self.config;
+        let whole = !config.up.is_empty()
+            && config.up.len() >= self.size
+            && config.up.iter().all(|osd| config.isr.contains(osd))
+            && ctx.map.pgs.get(&self.id).is_some_and(|now| now.c == config.c);
+        if whole && !self.is_member() && self.usable && !config.up.contains(&self.me) {
+            self.empty(ctx, Afterwards::Nothing);
+        }
+    }
+
+    fn empty(&mut self, ctx: &mut Ctx<'_>, afterwards: Afterwards) {
+        self.usable = false;
+        self.log.rewind(self.log.commit());
+        let mut transaction = self.transaction();
+        transaction.rewind = Some(self.log.commit());
+        transaction.attributes.push(self.membership(ctx.map.epoch));
+        self.store(ctx, transaction, Durable::default());
+        self.replica.emptying = Some(afterwards);
+        ctx.out.list(self.id, None, EMPTY_STEP, ListFor::Empty { attempt: self.replica.attempt });
     }
 
     /// Some of the old content, in key order.
@@ -219,8 +244,9 @@ impl Pg {
             return;
         }
         if objects.is_empty() {
-            let start = self.replica.emptying.take().expect("checked above");
-            self.begin_recovery(ctx, *start);
+            if let Some(Afterwards::Fill(start)) = self.replica.emptying.take() {
+                self.begin_recovery(ctx, *start);
+            }
             return;
         }
         let mut transaction = self.transaction();
