@@ -18,6 +18,15 @@ pub enum Error {
         /// Whose.
         cluster: uuid::Uuid,
     },
+    /// The device holds something that is not ours.
+    #[error(
+        "this device is not blank (byte {at} is not zero): it may hold a filesystem or a partition table; wipe its \
+         first MiB if nobody needs what is on it"
+    )]
+    NotBlank {
+        /// The first byte that is not zero.
+        at: u64,
+    },
     /// The device is too small for what it must hold, or became smaller.
     #[error("the device has {found} bytes; {needed} are needed")]
     TooSmall {

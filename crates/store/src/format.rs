@@ -6,7 +6,7 @@ use cairn_types::Incarnation;
 use uuid::Uuid;
 
 use crate::error::Error;
-use crate::superblock::{COPIES, Checkpoint, Identity, REGIONS_START, ShardLayout, Superblock};
+use crate::superblock::{COPIES, Checkpoint, Identity, MAGIC, REGIONS_START, ShardLayout, Superblock};
 
 /// The smallest log.
 pub const MIN_RING: u64 = 1 << 20;
@@ -27,7 +27,7 @@ pub struct FormatOptions {
 /// Formats the device.
 ///
 /// # Errors
-/// When the device is too small or formatted already, or fails.
+/// When the device is too small, formatted already, or not blank; or when it fails.
 pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<(), Error> {
     let device_len = disk.len();
     let ring_len = options.ring_len.unwrap_or((device_len / 128).clamp(16 << 20, 1 << 30)) / 4096 * 4096;
@@ -37,10 +37,11 @@ pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<(), Error> {
     if device_len < needed {
         return Err(Error::TooSmall { found: device_len, needed });
     }
-    if !options.force
-        && let Some(superblock) = read_superblock(disk)?
-    {
-        return Err(Error::AlreadyFormatted { cluster: superblock.identity.cluster });
+    if !options.force {
+        if let Some(superblock) = read_superblock(disk)? {
+            return Err(Error::AlreadyFormatted { cluster: superblock.identity.cluster });
+        }
+        check_blank(disk)?;
     }
     let area_len = device_len - area_start;
     let zeros = AlignedBuf::zeroed(4 << 20).freeze();
@@ -73,6 +74,21 @@ pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<(), Error> {
         },
     };
     write_superblock(disk, &superblock)
+}
+
+/// Nothing of anybody's is overwritten unasked: whatever makes a device its own marks its first 128 KiB. A superblock
+/// of ours that was torn while the device was formatted does not count; a device in use has one in copy A too.
+fn check_blank(disk: &dyn Disk) -> Result<(), Error> {
+    let mut head = vec![0; 128 << 10];
+    disk.read_at(0, &mut head)?;
+    let copy = COPIES[1] as usize..COPIES[1] as usize + 4096;
+    if head[copy.clone()].starts_with(&MAGIC.to_le_bytes()) {
+        head[copy].fill(0);
+    }
+    match head.iter().position(|byte| *byte != 0) {
+        Some(at) => Err(Error::NotBlank { at: at as u64 }),
+        None => Ok(()),
+    }
 }
 
 /// The newest valid superblock; `None` when there is none.

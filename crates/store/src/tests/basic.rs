@@ -1,7 +1,7 @@
 //! One promise at a time.
 
 use bytes::Bytes;
-use cairn_disk::{CrashPolicy, Injection, SimDisk};
+use cairn_disk::{CrashPolicy, Disk, Injection, SimDisk};
 use cairn_types::io::BlockState;
 use cairn_types::peer::{LogPoint, Run, RunContent};
 use cairn_types::{ConfVersion, Version};
@@ -220,7 +220,6 @@ fn rot_is_seen_and_named() {
 
 /// The device byte at which a block with these contents lies.
 fn find(disk: &SimDisk, block: &[u8]) -> u64 {
-    use cairn_disk::Disk;
     let mut buf = vec![0; 4096];
     // Past the log, where the data has its place.
     for at in ((3 << 20)..disk.len()).step_by(4096) {
@@ -362,6 +361,41 @@ fn the_smallest_log_takes_every_transaction_that_is_allowed() {
     }
     let mut bench = bench.reopen(CrashPolicy::LOSE_ALL, 2);
     assert_eq!(bench.read(p, o, 4096, 4096).unwrap().data, bytes(39, 1));
+}
+
+#[test]
+fn only_a_blank_device_is_formatted() {
+    let options = FormatOptions { osd_uuid: uuid::Uuid::from_u128(7), ring_len: Some(MIN_RING), force: false };
+    let disk = SimDisk::new(16 << 20, 1);
+    // Where ext4, a partition table and btrfs have their marks.
+    for at in [1024 + 56, 510, 65536 + 64] {
+        let disk = disk.fork();
+        let mut block = vec![0; 4096];
+        block[at % 4096] = 0x53;
+        disk.write_at(at as u64 / 4096 * 4096, &[Bytes::from(block)]).unwrap();
+        let refused = format(&disk, &options).unwrap_err();
+        assert_eq!(refused, Error::NotBlank { at: at as u64 });
+        assert_eq!(open(&disk, Config::default()).err(), Some(Error::NotFormatted));
+        format(&disk, &FormatOptions { force: true, ..options.clone() }).unwrap();
+        let refused = format(&disk, &options).unwrap_err();
+        assert!(matches!(refused, Error::AlreadyFormatted { .. }), "{refused}");
+    }
+    // Formatting that was cut is done again.
+    let ios = {
+        let disk = disk.fork();
+        format(&disk, &options).unwrap();
+        disk.io_index()
+    };
+    for cut in 0..ios {
+        let disk = disk.fork();
+        disk.inject(Injection::PowerOffAt(cut));
+        assert!(format(&disk, &options).is_err());
+        let disk = disk.power_on(CrashPolicy::HARSH);
+        if open(&disk, Config::default()).is_err() {
+            format(&disk, &options).unwrap();
+        }
+        open(&disk, Config::default()).unwrap();
+    }
 }
 
 #[test]

@@ -107,7 +107,13 @@ impl World {
     fn recover(mut self, policy: CrashPolicy, context: &str) -> Self {
         self.take_answers();
         let seed = self.rng.next();
-        let disk = self.bench.disk.power_on(policy);
+        let mut disk = self.bench.disk.power_on(policy);
+        if self.rng.chance(30) {
+            // The power goes again while the store opens.
+            disk.inject(Injection::PowerOffAt(disk.io_index() + self.rng.below(2)));
+            assert!(Bench::try_open(disk.clone(), seed).is_err());
+            disk = disk.power_on(policy);
+        }
         self.bench = match Bench::try_open(disk, seed) {
             Ok(bench) => bench,
             Err(error) => panic!("{context}: {error}"),
