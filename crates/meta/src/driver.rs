@@ -279,13 +279,19 @@ impl<A: Audience> Driver<A> {
 
     fn answer(&mut self, ticket: Ticket, answer: Answer) {
         let Some(mut waiting) = self.proposals.remove(&ticket) else { return };
+        // The first leader is about to name the cluster, and this refusal is not remembered: again at the next tick.
+        if has_code(&answer, ErrorCode::NotInitialised) {
+            (waiting.proposed, waiting.times) = (None, 0);
+            self.proposals.insert(ticket, waiting);
+            return;
+        }
         let Some(name) = waiting.own else {
             let _ = waiting.reply.send(Ok(answer));
             return;
         };
         // A session of ours that was idle for long may be forgotten for the sake of others. What was taken once only
         // was surely not carried out: once more, under another session.
-        if is_session_expired(&answer) {
+        if has_code(&answer, ErrorCode::SessionExpired) {
             self.sessions.abandon(name);
             if waiting.times == 1 && self.sign_again(&mut waiting) {
                 self.proposals.insert(ticket, waiting);
@@ -367,8 +373,8 @@ fn set_if_new<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
     });
 }
 
-fn is_session_expired(answer: &Answer) -> bool {
-    matches!(answer, Answer::Error(error) if error.code() == ErrorCode::SessionExpired)
+fn has_code(answer: &Answer, code: ErrorCode) -> bool {
+    matches!(answer, Answer::Error(error) if error.code() == code)
 }
 
 fn sign(command: &mut Command, name: Name) {

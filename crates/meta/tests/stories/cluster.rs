@@ -165,13 +165,15 @@ async fn without_a_majority_nothing_hangs_and_the_reason_is_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_come_before_the_first_leader_do_no_harm() {
     let mut cluster = Cluster::start(3).await;
-    // Asked at once: some of these are refused, because the cluster has no leader or no name yet.
+    // Asked at once, when the cluster has neither leader nor name: the calls wait for both.
     let mut askers = tokio::task::JoinSet::new();
     for at in [0, 0, 1, 1, 2, 2] {
         let mut kv = cluster.kv(at);
-        askers.spawn(async move { kv.put(crate::support::put_request("early", "1")).await.is_ok() });
+        askers.spawn(async move { kv.put(crate::support::put_request("early", "1")).await });
     }
-    while askers.join_next().await.is_some() {}
+    while let Some(asked) = askers.join_next().await {
+        asked.unwrap().expect("it was carried out when the cluster had begun");
+    }
     cluster.leader().await;
     for at in 0..3 {
         cluster.kv(at).put(crate::support::put_request("late", "1")).await.expect("nothing stands in the way");
