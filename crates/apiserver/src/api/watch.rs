@@ -80,10 +80,8 @@ impl Api {
             (None | Some(false), Some(revision)) if revision > 0 => match served.cache.after(revision) {
                 Ok(cursor) => (watcher.cursor, watcher.known) = (cursor, revision),
                 Err(_) => {
-                    return Err(ApiError::Expired(format!(
-                        "too old resource version: {revision} ({})",
-                        served.cache.revision()
-                    )));
+                    let why = format!("too old resource version: {revision} ({})", served.cache.revision());
+                    return Ok(expired(why));
                 }
             },
             (Some(false), _) => watcher.known = served.cache.revision(),
@@ -148,6 +146,13 @@ fn timeout(call: &Call) -> Result<Duration, ApiError> {
         None => DEFAULT_SECONDS + u64::from(uuid::Uuid::new_v4().as_bytes()[0]) * DEFAULT_SECONDS / 256,
     };
     Ok(Duration::from_secs(seconds.min(24 * 3600)))
+}
+
+/// A watch that begins too far back: as in Kubernetes an event of the stream says so, after which clients list anew.
+/// The same as the answer's own status makes kube-rs ask for the same watch for ever.
+fn expired(why: String) -> Response<Body> {
+    let event = line("ERROR", ApiError::Expired(why).to_status().to_string().as_bytes());
+    respond::json_stream(futures::stream::once(async move { event }))
 }
 
 enum Woken {
