@@ -18,7 +18,7 @@ pub struct Token(pub u64);
 pub struct Transaction {
     /// The PG.
     pub pg: PgId,
-    /// Forget the pending entries above this position, which is not below the commit point.
+    /// Forget the pending entries above this position; entries that took effect stay.
     pub rewind: Option<u64>,
     /// Everything up to here is committed: the pending entries up to here take effect. A lower one than before
     /// means nothing.
@@ -150,7 +150,7 @@ pub struct LoadedPg {
     pub end: u64,
     /// The kept entries, in order, without gaps: those up to `commit` have taken effect.
     pub log: Vec<LogEntry>,
-    /// The data of the entries above `commit`, by position.
+    /// The data of the entries above `commit`, by position. A write whose data rotted in the log is missing here.
     pub pending: Vec<(u64, Bytes)>,
     /// The attributes, in key order.
     pub attributes: Vec<(Vec<u8>, Bytes)>,

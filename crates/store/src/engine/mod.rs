@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_disk::BufferPool;
-use cairn_types::peer::{EntryOp, LogEntry, ObjectKey};
+use cairn_types::peer::{LogEntry, ObjectKey};
 use cairn_types::{ObjectId, PgId};
 
 use crate::alloc::Allocator;
@@ -42,7 +42,7 @@ use crate::key::{Key, RowKey};
 use crate::record::Origin;
 use crate::segment::{Block, ObjectInfo, Segment};
 use crate::superblock::{Identity, Superblock};
-use crate::transaction::{LoadedPg, Output, Rejection, Token, Transaction, Usage};
+use crate::transaction::{Output, Rejection, Token, Transaction, Usage};
 use crate::tree::{NodeCache, NodeRef};
 
 pub use open::{Opened, open, write_identity};
@@ -516,23 +516,5 @@ impl Store {
     /// Everything that waited for a node or for space is tried again.
     fn wake(&mut self) {
         self.runnable.append(&mut self.stalled);
-    }
-
-    /// The PG as it would be found after a restart now: for the owner of the store right after opening.
-    fn loaded(&self, pg: PgId, log: Vec<LogEntry>) -> LoadedPg {
-        let state = &self.pgs[&pg];
-        let data = |pending: &Pending| {
-            let is_write = matches!(pending.entry.op, EntryOp::Write { .. });
-            let blocks = pending.delta.changes.iter().filter(|_| is_write);
-            let parts: Vec<&[u8]> = blocks.map(|change| change.data.as_deref().unwrap_or(&[0; 4096])).collect();
-            Bytes::from(parts.concat())
-        };
-        LoadedPg {
-            commit: state.planned_commit,
-            end: state.planned_end,
-            log,
-            pending: state.pending.iter().map(|(seq, pending)| (*seq, data(pending))).collect(),
-            attributes: state.attributes.iter().map(|(name, value)| (name.to_vec(), value.clone())).collect(),
-        }
     }
 }

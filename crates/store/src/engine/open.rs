@@ -11,7 +11,7 @@ use cairn_types::peer::LogEntry;
 use cairn_types::{ObjectId, PgId};
 
 use super::checkpoint::{decode_pg_row, without_length};
-use super::{Config, LogPosition, Pg, PgRow, RingState, Store};
+use super::{Config, LogPosition, Pending, Pg, PgRow, RingState, Store};
 use crate::alloc::{Allocator, UsedMap};
 use crate::codec::{Malformed, Reader};
 use crate::error::Error;
@@ -19,7 +19,7 @@ use crate::format::{read_superblock, write_superblock};
 use crate::key::{RowKey, Scope};
 use crate::record::decode_entry;
 use crate::scan::scan;
-use crate::segment::Segment;
+use crate::segment::{Block, Segment};
 use crate::superblock::{Identity, Superblock};
 use crate::transaction::LoadedPg;
 use crate::tree::NodeCache;
@@ -69,7 +69,7 @@ pub fn open(disk: &dyn Disk, config: Config) -> Result<Opened, Error> {
     let mut pgs = BTreeMap::new();
     for id in ids {
         let entries = store.kept_entries(id, &mut kept);
-        pgs.insert(id, store.loaded(id, entries));
+        pgs.insert(id, store.loaded(disk, id, entries)?);
     }
     Ok(Opened { store, pgs, lost, replayed: log.records.len() as u64 })
 }
@@ -149,6 +149,27 @@ fn take_chunked(content: &mut IndexContent, key: &RowKey, value: &[u8]) -> Resul
 
 fn row_error(key: &RowKey, malformed: Malformed) -> Error {
     Error::Malformed { place: format!("the row {key:?}"), malformed }
+}
+
+/// The bytes of a pending entry: from the log, or from where they were placed; `None` when they are not whole.
+fn pending_data(disk: &dyn Disk, pending: &Pending) -> Result<Option<Bytes>, Error> {
+    let mut data = BytesMut::new();
+    for change in &pending.delta.changes {
+        match (change.to, &change.data) {
+            (Block::Lost, _) => return Ok(None),
+            (Block::Absent | Block::Zero, _) => {}
+            (Block::Data { .. }, Some(bytes)) => data.extend_from_slice(bytes),
+            (Block::Data { at, crc }, None) => {
+                let mut block = [0; 4096];
+                match disk.read_at(at * 4096, &mut block) {
+                    Ok(()) if crc32c::crc32c(&block) == crc => data.extend_from_slice(&block),
+                    Ok(()) | Err(cairn_disk::Error::Io { .. }) => return Ok(None),
+                    Err(error) => return Err(Error::Disk(error)),
+                }
+            }
+        }
+    }
+    Ok(Some(data.freeze()))
 }
 
 impl Store {
@@ -253,6 +274,19 @@ impl Store {
         }
         entries.extend(pg.pending.values().map(|pending| LogEntry::clone(&pending.entry)));
         entries
+    }
+
+    /// The PG as its owner finds it.
+    fn loaded(&self, disk: &dyn Disk, id: PgId, log: Vec<LogEntry>) -> Result<LoadedPg, Error> {
+        let pg = &self.pgs[&id];
+        let mut pending = Vec::new();
+        for (seq, entry) in &pg.pending {
+            if let Some(data) = pending_data(disk, entry)? {
+                pending.push((*seq, data));
+            }
+        }
+        let attributes = pg.attributes.iter().map(|(name, value)| (name.to_vec(), value.clone())).collect();
+        Ok(LoadedPg { commit: pg.planned_commit, end: pg.planned_end, log, pending, attributes })
     }
 
     /// What is not referred to is free. On a sparse file only what was written once counts as free.

@@ -40,6 +40,8 @@ impl From<Wait> for Stop {
 
 /// The positions of a PG's log while a transaction is planned.
 struct Log {
+    /// Where the log ends after forgetting.
+    rewind: Option<u64>,
     commit: u64,
     /// Entries above were forgotten.
     keep: u64,
@@ -188,11 +190,9 @@ impl Store {
         let refuse =
             |what, found, commit, end| Err(Stop::Reject(Rejection::OutOfOrder { what, found, pg: t.pg, commit, end }));
         if let Some(to) = t.rewind {
-            if to < commit {
-                return refuse("rewind", to, commit, end);
-            }
-            end = end.min(to);
+            end = end.min(to.max(commit));
         }
+        let rewind = t.rewind.map(|_| end);
         let mut keep = end;
         commit = commit.max(t.commit.min(end));
         if let Some(point) = t.restart {
@@ -208,7 +208,7 @@ impl Store {
             }
             end += 1;
         }
-        Ok(Log { commit, keep })
+        Ok(Log { rewind, commit, keep })
     }
 
     /// The segments that the transaction touches, without and with the pending entries that remain.
@@ -296,7 +296,7 @@ impl Store {
             id,
             token: Some(token),
             scope: scope_of(t.pg),
-            rewind: t.rewind,
+            rewind: log.rewind,
             commit: log.commit,
             restart: t.restart,
             trim: t.trim,

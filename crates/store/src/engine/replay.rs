@@ -262,11 +262,14 @@ impl Course<'_> {
         Ok(Delta { key: Key::new(image.object), remove: image.remove, changes })
     }
 
-    /// The bytes of a piece: from the record, or from the extent; `None` where the medium does not answer.
+    /// The bytes of a piece: from the record, or from the extent; `None` where the medium does not answer, or is not
+    /// asked.
     fn bytes_of(&self, step: &Step<'_>, to: PieceTo, count: u32) -> Result<Option<Bytes>, Error> {
         let header = &step.record.header;
         let offset = match to {
             PieceTo::Absent | PieceTo::Zero | PieceTo::Lost => return Ok(None),
+            // Durable bytes in their places are verified when they are read; there may be a great many.
+            PieceTo::Placed { .. } if header.lsn <= self.durable_lsn => return Ok(None),
             PieceTo::Placed { at } => at * 4096,
             PieceTo::Inline { record_block, .. } => {
                 let block = header.meta_blocks() + u64::from(record_block);

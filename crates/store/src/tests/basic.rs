@@ -258,10 +258,17 @@ fn rotten_data_in_a_durable_record_is_lost_by_name_and_the_entry_stays() {
         bench.persist(appended(p, seq - 1, vec![write(seq, o, seq as u32, bytes(seq, 1))]));
     }
     bench.disk.flip_bit((1 << 20) + (2 + 1) * 4096 + 50, 1);
+    // The fourth is pending: its bytes are needed by others, so that it must not look as if they were there.
+    bench.persist(appended(p, 3, vec![write(5, o, 5, bytes(5, 1))]));
+    let other = bench.disk.fork();
+    other.flip_bit((1 << 20) + (6 + 1) * 4096 + 50, 1);
+    let other = Bench::open(other.power_on(CrashPolicy::LOSE_ALL), 1);
+    assert_eq!(other.loaded[&p].pending, [(5, bytes(5, 1))]);
+    assert_eq!((other.loaded[&p].end, other.lost.len()), (5, 2));
     let mut bench = bench.reopen(CrashPolicy::LOSE_ALL, 1);
-    assert_eq!((bench.lost.as_slice(), bench.loaded[&p].end), (&[(o, 2 * 4096)][..], 4));
+    assert_eq!((bench.lost.as_slice(), bench.loaded[&p].end), (&[(o, 2 * 4096)][..], 5));
     for _ in 0..2 {
-        assert_eq!(bench.read(p, o, 0, 5 * 4096).unwrap_err().offsets, [2 * 4096], "never zeros for lost bytes");
+        assert_eq!(bench.read(p, o, 0, 6 * 4096).unwrap_err().offsets, [2 * 4096], "never zeros for lost bytes");
         assert_eq!(bench.read(p, o, 4096, 4096).unwrap().data, bytes(1, 1));
         bench.checkpoint();
         bench = bench.reopen(CrashPolicy::LOSE_ALL, 1);

@@ -30,6 +30,7 @@ pub(super) struct PgModel {
 impl PgModel {
     pub(super) fn apply(&mut self, t: &Transaction) {
         if let Some(to) = t.rewind {
+            let to = to.max(self.commit);
             self.pending.split_off(&(to + 1));
             self.end = self.end.min(to);
         }

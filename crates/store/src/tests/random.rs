@@ -17,8 +17,8 @@ pub(super) fn transaction(rng: &mut Rng, pg: PgId, model: &PgModel) -> Transacti
     let mut end = model.end;
     if rng.chance(8) && !model.pending.is_empty() {
         let to = model.commit + rng.below(model.end - model.commit + 1);
-        t.rewind = Some(to);
-        end = to;
+        t.rewind = Some(if rng.chance(10) { 0 } else { to });
+        end = if t.rewind == Some(0) { model.commit } else { to };
     }
     if rng.chance(70) {
         t.commit = model.commit + rng.below(end - model.commit + 1);
