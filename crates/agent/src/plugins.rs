@@ -82,6 +82,7 @@ impl Registry {
             tracing::error!(%error, directory = %self.directory.display(), "the plugin registry cannot be made");
         }
         let messages = subscribe(&self.directory);
+        self.node_uid.mark_unchanged();
         let mut known: BTreeMap<PathBuf, Known> = BTreeMap::new();
         loop {
             let settled = self.scan(&mut known).await;
@@ -89,6 +90,11 @@ impl Registry {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = news(messages.as_ref()) => {}
+                // Another Node under our name: its labels and its CSINode are written again.
+                changed = self.node_uid.changed() => match changed {
+                    Ok(()) => known.values_mut().for_each(|entry| entry.inode = (0, 0)),
+                    Err(_) => return,
+                },
             }
         }
     }
@@ -102,7 +108,6 @@ impl Registry {
             if let Some(Known { driver, .. }) = known.remove(&path) {
                 tracing::info!(driver, "its registration socket is gone");
                 self.drivers.remove(&driver);
-                settled &= self.write_csi_node().await.is_ok();
             }
         }
         for (path, inode) in present {
@@ -117,11 +122,8 @@ impl Registry {
                 }
             }
         }
-        // The CSINode is there from the start, also without drivers.
-        if known.is_empty() {
-            settled &= self.write_csi_node().await.is_ok();
-        }
-        settled
+        // The CSINode is there from the start, also without drivers, and comes back when somebody removes it.
+        settled & self.write_csi_node().await.is_ok()
     }
 
     async fn register(&self, socket: &Path) -> Result<String, PluginError> {
