@@ -327,6 +327,12 @@ impl OsdCore {
         self.pgs.values().map(Pg::status).collect()
     }
 
+    /// OSDs that share a group with this one and cannot be counted on, as far as this one knows.
+    #[must_use]
+    pub fn unreachable(&self) -> Vec<OsdId> {
+        self.peers.watched().filter(|osd| self.peers.is_down(self.now, *osd)).collect()
+    }
+
     /// Asserts what must hold between any two events.
     pub fn invariants(&self) {
         self.pgs.values().for_each(Pg::invariants);

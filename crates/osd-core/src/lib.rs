@@ -16,6 +16,7 @@ mod outbox;
 pub mod output;
 mod peers;
 mod pg;
+pub mod planted;
 pub mod time;
 
 pub use core::OsdCore;

@@ -13,6 +13,7 @@ use cairn_types::{Epoch, Incarnation, OsdId};
 
 use crate::Time;
 use crate::output::DownEvidence;
+use crate::planted::{Bug, planted};
 
 /// Between heartbeats.
 pub(crate) const HEARTBEAT_MS: u64 = 250;
@@ -93,7 +94,7 @@ impl Peers {
                 held_until: Time(0),
                 early: None,
                 // An OSD that starts behaves as if it had granted at that instant.
-                granted: Some((osd.incarnation, started.plus_ms(GRANT_MS))),
+                granted: Some((osd.incarnation, started.plus_ms(GRANT_MS))).filter(|_| !planted(Bug::ForgetGrants)),
             });
             if osd.incarnation > peer.incarnation {
                 peer.new_life(now, osd.incarnation);
@@ -156,7 +157,7 @@ impl Peers {
             return;
         }
         let until = Time(reply.echo).plus_ms(HOLD_MS);
-        if reply.epoch <= known {
+        if reply.epoch <= known || planted(Bug::GrantBeforeMap) {
             peer.held_until = peer.held_until.max(until);
         } else {
             peer.early = Some((reply.epoch, until));

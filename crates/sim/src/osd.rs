@@ -66,7 +66,7 @@ pub(crate) struct OsdHost {
     /// What came while it was paused.
     pub(crate) inbox: Vec<Event>,
     identity: Identity,
-    incarnations: BTreeMap<u32, u64>,
+    incarnations: BTreeMap<u32, (OsdId, u64)>,
     pub(crate) medium: Medium,
     pub(crate) core: Option<OsdCore>,
     caller: Option<Caller<Call>>,
@@ -153,8 +153,8 @@ impl OsdHost {
         self.identity.incarnation
     }
 
-    /// The incarnation that a life of this process had, once it was registered.
-    pub(crate) fn incarnation_of(&self, life: u32) -> Option<u64> {
+    /// Who a life of this process was, once it was registered.
+    pub(crate) fn identity_of(&self, life: u32) -> Option<(OsdId, u64)> {
         self.incarnations.get(&life).copied()
     }
 
@@ -213,7 +213,7 @@ impl OsdHost {
     fn registered(&mut self, bus: &mut Bus, reply: &meta::RegisterOsdReply, directory: &mut Directory) {
         let id = OsdId(reply.id);
         self.identity = Identity { id: Some(id), incarnation: reply.incarnation };
-        self.incarnations.insert(self.life, reply.incarnation);
+        self.incarnations.insert(self.life, (id, reply.incarnation));
         directory.index.insert(id, self.index);
         let config = Config {
             requests_per_pg: 64,
@@ -347,13 +347,13 @@ impl OsdHost {
         bus: &mut Bus,
         directory: &mut Directory,
         from: Node,
-        incarnation: u64,
+        speaker: Option<(OsdId, u64)>,
         body: Body,
     ) {
         let now = self.local(bus.now);
         match body {
             Body::Peer(message) => {
-                if let (Some(core), Some(id)) = (&mut self.core, osd_of(directory, from)) {
+                if let (Some(core), Some((id, incarnation))) = (&mut self.core, speaker) {
                     core.handle_peer(now, id, Incarnation(incarnation), *message);
                 }
             }
@@ -424,12 +424,19 @@ impl OsdHost {
             (Call::Cas(token, _), Some(Answer::ChangePgs(reply))) => {
                 let decisions = reply.outcomes.iter().filter_map(decision).collect();
                 let outcome = CasOutcome::Decided { epoch: Epoch(reply.epoch), decisions };
+                bus.say(|| format!("osd {} hears of {token:?}: {outcome:?}", self.index));
                 if let Some(core) = &mut self.core {
                     core.handle_cas(now, token, &outcome);
                 }
             }
-            // The life is over, as its map will say.
-            (Call::Cas(..) | Call::Report | Call::Other, _) => {}
+            (Call::Cas(token, _), other) => {
+                // The life is over, as its map will say; or else it is as good as unknown.
+                bus.say(|| format!("osd {}: a proposal was answered with {other:?}", self.index));
+                if let Some(core) = &mut self.core {
+                    core.handle_cas(now, token, &CasOutcome::Unknown);
+                }
+            }
+            (Call::Report | Call::Other, _) => {}
         }
     }
 
@@ -496,6 +503,7 @@ impl OsdHost {
                 bus.send(self.node(), client, Body::Reply { link, reply });
             }
             Output::ProposePgs { token, changes } => {
+                bus.say(|| format!("{id} proposes {token:?} {changes:?}"));
                 let changes = changes.iter().map(change).collect();
                 let request = ChangePgsRequest {
                     mutation: None,

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    CreatePoolRequest, CreateVolumeRequest, DeleteVolumeRequest, DownEvidence, Pool, RegisterNodeRequest, ReportDownRequest, SetOsdPlaced,
-    VolumeRef, volume_ref,
+    CreatePoolRequest, CreateVolumeRequest, DeleteVolumeRequest, DownEvidence, Pool, RegisterNodeRequest,
+    ReportDownRequest, SetOsdPlaced, VolumeRef, volume_ref,
 };
 use cairn_types::map::ClusterMap;
 use cairn_types::peer::PgState;
@@ -219,15 +219,13 @@ impl World {
                 self.osds[index].inbox.push(Event::Deliver { from, from_life, to, to_life, body });
             }
             Node::Osd(index) => {
-                // The life that a connection was made by has one incarnation.
-                let incarnation = match from {
-                    Node::Osd(sender) => self.osds[sender].incarnation_of(from_life),
-                    _ => Some(0),
+                // A connection is made by one life of one OSD.
+                let speaker = match from {
+                    Node::Osd(sender) => self.osds[sender].identity_of(from_life),
+                    _ => None,
                 };
-                if let Some(incarnation) = incarnation {
-                    self.osds[index].handle_body(&mut self.bus, &mut self.directory, from, incarnation, body);
-                    self.look(index);
-                }
+                self.osds[index].handle_body(&mut self.bus, &mut self.directory, from, speaker, body);
+                self.look(index);
             }
             Node::Client(index) => {
                 self.clients[index].handle_body(&mut self.bus, &mut self.history, &self.directory, from, body);
@@ -677,7 +675,8 @@ impl World {
                 lines.push(format!("osd {} has no core", osd.index));
                 continue;
             };
-            lines.push(format!("osd {} {:?} at {}", osd.index, osd.id(), core.map().epoch));
+            let (id, epoch, unreachable) = (osd.id(), core.map().epoch, core.unreachable());
+            lines.push(format!("osd {} {id:?} at {epoch}, unreachable {unreachable:?}", osd.index));
             for status in core.status().iter().filter(|status| status.state != PgState::Replica) {
                 lines.push(format!("  {status:?}"));
             }

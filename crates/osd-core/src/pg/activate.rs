@@ -13,6 +13,7 @@ use super::member::{Member, RESEND_MS, Step};
 use super::order::Primary;
 use super::{Ctx, Pg};
 use crate::Time;
+use crate::planted::{Bug, planted};
 
 /// How far a primary is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +145,11 @@ impl Pg {
 
     /// All in-sync members have reported: whose log is the longest, and who lost what it once acknowledged?
     fn evaluate(&mut self, ctx: &mut Ctx<'_>) {
+        if planted(Bug::ActivateAlone) {
+            let primary = self.primary.as_mut().expect("activating");
+            primary.phase = Phase::Active;
+            return;
+        }
         let Some(reports) = self.reports().filter(|_| self.usable) else { return };
         let known = reports.iter().map(|(_, report)| report.commit).chain([self.log.commit_point()]).max();
         let known = known.unwrap_or_default().seq();
@@ -155,8 +161,14 @@ impl Pg {
             // This OSD lost what it had acknowledged: it must not lead.
             self.usable = false;
         } else {
+            if planted(Bug::AdoptShortest) {
+                let shortest = reports.iter().map(|(_, report)| report.end().seq()).min().unwrap_or(u64::MAX);
+                self.cut_back(ctx, shortest.clamp(self.log.commit(), self.log.end().seq()));
+            }
             let longest = reports.iter().max_by_key(|(osd, report)| (report.end().version, std::cmp::Reverse(*osd)));
-            match longest.filter(|(_, report)| report.end().version > self.log.end().version) {
+            let longer =
+                |report: &LogReport| report.end().version > self.log.end().version && !planted(Bug::AdoptShortest);
+            match longest.filter(|(_, report)| longer(report)) {
                 Some((osd, report)) => self.fetch_from(ctx, *osd, report),
                 None => self.align_all(ctx, self.log.end().seq()),
             }
@@ -280,7 +292,9 @@ impl Pg {
         let Some(primary) = &mut self.primary else { return };
         let Phase::Aligning { end } = primary.phase else { return };
         let since = primary.since;
-        primary.grants.retain(|grant| !ctx.peers.is_spent(ctx.now, grant, since, ctx.map));
+        primary
+            .grants
+            .retain(|grant| !ctx.peers.is_spent(ctx.now, grant, since, ctx.map) && !planted(Bug::ServeBeforeLeasesEnd));
         let others = self.config.isr.iter().filter(|osd| **osd != self.me);
         let all = others.map(|osd| primary.members.get(osd)).all(|m| m.is_some_and(Member::is_streaming));
         let whole = self.log.commit() >= end;

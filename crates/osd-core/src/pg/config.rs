@@ -8,6 +8,7 @@ use cairn_types::map::PgConfig;
 use cairn_types::peer::LogPoint;
 
 use super::{Ctx, Durable, Pg};
+use crate::planted::{Bug, planted};
 
 impl Pg {
     /// Follows the map this OSD has now.
@@ -61,6 +62,7 @@ impl Pg {
         anchor.extend(self.log.points_after(self.log.commit()));
         for osd in old.isr.iter().filter(|osd| **osd != self.me && !self.config.isr.contains(osd)) {
             let open = self.log.after(self.log.commit()).map(|kept| &kept.entry);
+            let open = open.filter(|_| !planted(Bug::ForgetOpenEntries));
             self.absents.depart(*osd, anchor.clone(), open, self.object_size);
         }
         for osd in &self.config.isr {

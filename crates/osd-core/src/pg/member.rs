@@ -94,6 +94,11 @@ impl Member {
         self.owes_since.is_some_and(|since| now.ms_since(since) >= STALLED_MS)
     }
 
+    /// It was not heard of for a moment: what a careless primary might take for dead.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.is_streaming() || self.acked < self.sent
+    }
+
     /// Where it goes on from, if it takes entries or is about to.
     fn needs_after(&self) -> Option<u64> {
         match &self.step {

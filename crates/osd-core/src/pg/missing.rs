@@ -8,6 +8,7 @@ use cairn_types::peer::{BlockSet, EntryOp, ObjectKey, Run, RunContent};
 use cairn_types::{BLOCK_SIZE, ObjectId};
 
 use super::record::{self, Attribute, Fill};
+use crate::planted::{Bug, planted};
 
 /// See the file's head.
 #[derive(Debug, Default)]
@@ -126,8 +127,11 @@ impl Missing {
         let mut landing = Vec::new();
         for run in runs {
             let mut set = self.lacking(object, run.offset, run.len);
+            if planted(Bug::PushOverWrites) || (planted(Bug::FillOverWrites) && self.fill.is_some()) {
+                set.insert(run.offset, run.len);
+            }
             let taken = set.ranges().flat_map(|(o, l)| (o..o + l).step_by(BLOCK_SIZE as usize));
-            let taken = taken.filter(|at| covered(*at)).collect::<Vec<_>>();
+            let taken = taken.filter(|at| covered(*at) && !planted(Bug::PushOverWrites)).collect::<Vec<_>>();
             taken.into_iter().for_each(|at| set.remove(at, BLOCK_SIZE));
             landing.extend(set.ranges().map(|(offset, len)| cut(run, offset, len)));
         }

@@ -32,6 +32,7 @@ use crate::Time;
 use crate::outbox::Outbox;
 use crate::output::{Config, ConnId, ReadFailure};
 use crate::peers::Peers;
+use crate::planted::{Bug, planted};
 
 pub use load::LoadError;
 pub use log::BrokenLog;
@@ -192,7 +193,8 @@ impl Pg {
     /// What another OSD says about this PG.
     pub(crate) fn handle_peer(&mut self, ctx: &mut Ctx<'_>, from: OsdId, life: Incarnation, message: PeerMessage) {
         let PeerMessage::Pg { c, attempt, body, .. } = message else { return };
-        if c < self.config.c {
+        let stale = planted(Bug::TakeOldConfiguration) && matches!(body, PgMessage::Replicate { .. });
+        if c < self.config.c && !stale {
             return;
         }
         if c > self.config.c {
@@ -203,7 +205,7 @@ impl Pg {
             return;
         }
         self.touched = true;
-        let from_primary = self.config.primary == Some(from);
+        let from_primary = self.config.primary == Some(from) || (stale && c < self.config.c);
         match body {
             PgMessage::QueryLog if from_primary => self.handle_query(ctx, from, attempt),
             PgMessage::FetchLog { after, through } if from_primary => {

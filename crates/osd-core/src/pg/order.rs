@@ -21,6 +21,7 @@ use crate::Time;
 use crate::outbox::Outbox;
 use crate::output::ConnId;
 use crate::peers::Outstanding;
+use crate::planted::{Bug, planted};
 
 /// Replies kept for one session that never says what it received.
 const MAX_KEPT_REPLIES: usize = 4096;
@@ -164,6 +165,7 @@ impl Pg {
             return Ok(());
         }
         match self.dups.seen(request.id) {
+            Seen::Forgotten | Seen::Executed(_) if planted(Bug::ExecuteTwice) => self.execute(ctx, conn, request),
             Seen::Forgotten => Err(Refusal::AlreadyAcked),
             Seen::Executed(at) if at <= self.log.commit() => {
                 ctx.out.reply(conn, request.id, Ok(ReplyBody::Done));
@@ -286,11 +288,17 @@ impl Pg {
             return None;
         }
         let mut through = self.log.persisted();
+        if planted(Bug::AckBeforeReplicas) {
+            return Some(through);
+        }
         for isr in self.in_force() {
-            if isr.len() < self.min_size {
+            if isr.len() < self.min_size && !planted(Bug::IgnoreMinSize) {
                 return None;
             }
             for osd in isr.iter().filter(|osd| **osd != self.me) {
+                if planted(Bug::DropWithoutCas) && primary.members.get(osd).is_some_and(Member::is_behind) {
+                    continue;
+                }
                 let member = primary.members.get(osd).filter(|member| member.is_streaming())?;
                 through = through.min(member.acked);
             }

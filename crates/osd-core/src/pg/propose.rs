@@ -11,6 +11,7 @@ use cairn_types::{ConfVersion, Epoch, OsdId};
 use super::{Ctx, Pg};
 use crate::Time;
 use crate::output::{CasToken, Output, PgChange, PgDecision};
+use crate::planted::{Bug, planted};
 
 /// After a refusal.
 const REFUSED_MS: u64 = 500;
@@ -50,7 +51,8 @@ impl Proposal {
 impl Pg {
     /// The in-sync sets of every configuration that may be in force.
     pub(super) fn in_force(&self) -> impl Iterator<Item = &[OsdId]> {
-        let proposed = self.primary.iter().filter_map(|primary| primary.proposal.as_ref());
+        let forgetful = planted(Bug::ForgetUnion);
+        let proposed = self.primary.iter().filter_map(|primary| primary.proposal.as_ref()).filter(move |_| !forgetful);
         let proposed = proposed.flat_map(|proposal| proposal.sets.iter().map(Vec::as_slice));
         std::iter::once(self.config.isr.as_slice()).chain(proposed)
     }
@@ -110,7 +112,8 @@ impl Pg {
     /// Failed members are dropped, if enough remain.
     fn without_failed(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
         let failed = self.failed(ctx);
-        let enough = !failed.is_empty() && self.config.isr.len() - failed.len() >= self.min_size;
+        let least = if planted(Bug::IgnoreMinSize) { 1 } else { self.min_size };
+        let enough = !failed.is_empty() && self.config.isr.len() - failed.len() >= least;
         enough.then(|| without(&self.config, &failed))
     }
 
@@ -143,7 +146,8 @@ impl Pg {
                 member.is_streaming()
                     && !member.corrupt
                     && member.acked >= commit
-                    && member.recovery.as_ref().is_some_and(|recovery| recovery.is_whole(settled))
+                    && (planted(Bug::JoinEarly)
+                        || member.recovery.as_ref().is_some_and(|recovery| recovery.is_whole(settled)))
                     && ctx.peers.holds_lease(ctx.now, *osd)
                     && !ctx.peers.is_down(ctx.now, *osd)
                     && u64::from(ctx.peers.oldest_io_ms(*osd)) < SICK_MS
@@ -230,6 +234,7 @@ impl Pg {
         let Some(primary) = &mut self.primary else { return };
         let Some(proposal) = primary.proposal.as_mut().filter(|p| p.stage == Stage::Sent(token)) else { return };
         match decision {
+            None if planted(Bug::UnknownIsFailed) => primary.proposal = None,
             None => {
                 proposal.doubtful = true;
                 proposal.stage = Stage::Again(now.plus_ms(UNKNOWN_MS));

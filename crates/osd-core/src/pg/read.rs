@@ -7,6 +7,7 @@ use cairn_types::{BLOCK_SIZE, ObjectId, RequestId};
 
 use super::{Ctx, Pg, ReadFor, fence};
 use crate::output::{ConnId, ReadFailure};
+use crate::planted::{Bug, planted};
 
 /// One client's read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +50,13 @@ impl Pg {
     /// See [`Pg::start_read`].
     pub(super) fn read_again(&mut self, ctx: &mut Ctx<'_>, read: ClientRead) {
         let (object, offset, len) = (read.request.object, read.request.offset, read.request.len);
-        if self.missing.lacks(object, offset, len) {
+        if self.missing.lacks(object, offset, len) && !planted(Bug::ServeMissing) {
             self.repair.wait_for(object, offset, len, Some(read));
+            return;
+        }
+        if planted(Bug::LeaseBeforeRead) && !self.must_persist().iter().all(|osd| ctx.peers.holds_lease(ctx.now, *osd))
+        {
+            self.repair.wait_for(object, offset, 0, Some(read));
             return;
         }
         let Some(primary) = &mut self.primary else { return };
@@ -76,7 +82,8 @@ impl Pg {
         primary.reading -= 1;
         match result {
             Ok(data) => {
-                let after = self.log.touched_by(request.object, request.offset, request.len).unwrap_or(0);
+                let open = self.log.touched_by(request.object, request.offset, request.len);
+                let after = open.filter(|_| !planted(Bug::ReadAboveCommit)).unwrap_or(0);
                 let ReadRequest { id, envelope, .. } = read.request;
                 primary.ready.push(ReadyRead { conn: read.conn, id, after, data, envelope });
             }
@@ -106,6 +113,9 @@ impl Pg {
 
     /// Every member of every configuration that may be in force has granted its lease.
     fn holds_leases(&self, ctx: &Ctx<'_>) -> bool {
+        if planted(Bug::ReadWithoutLease) || planted(Bug::LeaseBeforeRead) {
+            return true;
+        }
         let all = self.must_persist();
         all.into_iter().all(|osd| ctx.peers.holds_lease(ctx.now, osd))
     }

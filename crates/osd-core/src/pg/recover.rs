@@ -12,6 +12,7 @@ use super::read::as_runs;
 use super::{Ctx, ListFor, Pg, ReadFor};
 use crate::Time;
 use crate::output::ReadFailure;
+use crate::planted::{Bug, planted};
 
 /// The longest range pushed at once.
 const PIECE: u32 = 512 << 10;
@@ -135,7 +136,8 @@ impl Pg {
         let Some(floor) = absent.anchor.first().map(LogPoint::seq) else { return everything };
         let points = report.tail.iter().rev().chain([&report.commit]);
         let mut shared = points.filter(|point| point.seq() >= floor && point.seq() <= base.seq());
-        match shared.find(|point| self.log.holds(**point) || absent.anchor.contains(point)) {
+        let careless = planted(Bug::KeepDivergedEnd);
+        match shared.find(|point| careless || self.log.holds(**point) || absent.anchor.contains(point)) {
             Some(at) => {
                 let dirty = absent.dirty.iter().map(|(object, blocks)| (*object, blocks.clone()));
                 (*at, Missing::Blocks(dirty.collect()))

@@ -7,6 +7,7 @@ use cairn_types::{ObjectId, OsdId};
 use super::store::crcs_match;
 use super::{Ctx, Durable, ListFor, Pg, fence, record};
 use crate::output::Output;
+use crate::planted::{Bug, planted};
 
 /// A message takes no further entry at this many payload bytes: with the largest entry (4 MiB) as its last it still
 /// fits into a frame, and many messages share one.
@@ -116,7 +117,8 @@ impl Pg {
                 self.replica.gap = true;
                 break;
             }
-            if seq > commit && fence::is_fenced(ctx.map, &logged.entry) {
+            let blind = planted(Bug::NoFenceAtReplica) || planted(Bug::NoFence);
+            if seq > commit && !blind && fence::is_fenced(ctx.map, &logged.entry) {
                 self.refuse(ctx, attempt, commit, logged);
                 break;
             }
@@ -173,7 +175,8 @@ impl Pg {
         if !ack_due || !aligned || starting || self.durable_c < self.config.c {
             return;
         }
-        let persisted = self.log.point_at(self.log.persisted().max(self.log.base().seq()));
+        let durable = if planted(Bug::AckBeforeFlush) { self.log.end().seq() } else { self.log.persisted() };
+        let persisted = self.log.point_at(durable.max(self.log.base().seq()));
         let persisted = persisted.expect("what is durable is in the log");
         let gap = std::mem::take(&mut self.replica.gap);
         self.replica.ack_due = false;
@@ -265,7 +268,7 @@ impl Pg {
     fn begin_recovery(&mut self, ctx: &mut Ctx<'_>, start: StartRecovery) {
         let rewind = self.log.end().seq() > start.rewind_to.seq();
         let mut attributes = Vec::new();
-        let known = self.dups.replace(start.dups.clone());
+        let known = self.dups.replace(if planted(Bug::LoseDups) { Vec::new() } else { start.dups.clone() });
         attributes.extend(known.into_iter().map(|session| record::session(session, None)));
         attributes.extend(start.dups.iter().map(|row| record::session(row.session, Some(row))));
         self.absents.replace(start.absent);

@@ -10,6 +10,7 @@ use super::log::Kept;
 use super::record::{self, Membership};
 use super::{Ctx, Durable, Pg};
 use crate::output::Transaction;
+use crate::planted::{Bug, planted};
 
 /// After this long without a record of its own, the commit point is stored by itself.
 const IDLE_COMMIT_MS: u64 = 200;
@@ -102,11 +103,13 @@ impl Pg {
         let gone = self.log.trim(through);
         let sessions = gone.iter().map(|kept| kept.entry.request.session).collect::<BTreeSet<_>>();
         let objects = gone.iter().map(|kept| kept.entry.op.object()).collect::<BTreeSet<_>>();
-        for session in sessions {
+        for session in sessions.into_iter().filter(|_| !planted(Bug::TrimDups)) {
             let row = self.dups.session(session, self.log.commit());
             transaction.attributes.push(record::session(session, row.as_ref()));
         }
-        self.absents.keep(&objects);
+        if !planted(Bug::TrimDirty) {
+            self.absents.keep(&objects);
+        }
         transaction.attributes.extend(self.absents.take_changes());
         transaction.attributes.push(record::base(self.log.base()));
         transaction.trim = Some(through);

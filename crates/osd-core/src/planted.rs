@@ -1,0 +1,102 @@
+//! Bugs planted on purpose, so that the simulation can show that it would find them. Only with the feature `planted`,
+//! which nothing that ships turns on, can one be chosen, at run time; without it every question here is answered "no"
+//! when the program is compiled.
+
+macro_rules! bugs {
+    ($($(#[doc = $doc:literal])* $name:ident, $text:literal;)*) => {
+        /// One planted bug.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Bug {
+            $($(#[doc = $doc])* $name,)*
+        }
+
+        impl Bug {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The name it is asked for by.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+bugs! {
+    /// A write counts as committed when the primary alone has it.
+    AckBeforeReplicas, "ack-before-replicas";
+    /// A replica acknowledges what it received, flushed or not.
+    AckBeforeFlush, "ack-before-flush";
+    /// While a proposal is under way only the old in-sync set counts.
+    ForgetUnion, "forget-union";
+    /// A proposal whose outcome is unknown counts as failed.
+    UnknownIsFailed, "unknown-is-failed";
+    /// Reads are answered without a lease.
+    ReadWithoutLease, "read-without-lease";
+    /// The lease is checked before the data is read, not after.
+    LeaseBeforeRead, "lease-before-read";
+    /// A new primary does not wait until earlier leases have run out.
+    ServeBeforeLeasesEnd, "serve-before-leases-end";
+    /// An OSD that starts forgets that it may have granted a lease just before.
+    ForgetGrants, "forget-grants";
+    /// A grant is used before the grantor's map is applied.
+    GrantBeforeMap, "grant-before-map";
+    /// A read does not wait for overlapping entries above the commit point.
+    ReadAboveCommit, "read-above-commit";
+    /// A new primary adopts the shortest log.
+    AdoptShortest, "adopt-shortest";
+    /// A new primary serves without asking anybody.
+    ActivateAlone, "activate-alone";
+    /// Replicas do not look at generations.
+    NoFenceAtReplica, "no-fence-at-replica";
+    /// Nobody looks at generations.
+    NoFence, "no-fence";
+    /// A request that comes again is executed again.
+    ExecuteTwice, "execute-twice";
+    /// The dup table is not sent to a member that is brought back.
+    LoseDups, "lose-dups";
+    /// Replies are forgotten with the log entries.
+    TrimDups, "trim-dups";
+    /// A push lands on blocks that were written since.
+    PushOverWrites, "push-over-writes";
+    /// A member joins before its missing blocks have come.
+    JoinEarly, "join-early";
+    /// What was open when a member left is not dirty for it.
+    ForgetOpenEntries, "forget-open-entries";
+    /// The dirty map is not kept when the log forgets entries.
+    TrimDirty, "trim-dirty";
+    /// A slow replica is waited for no more, without leave of the metadata service.
+    DropWithoutCas, "drop-without-cas";
+    /// Entries of an older configuration's primary are taken.
+    TakeOldConfiguration, "take-old-configuration";
+    /// A member that comes back keeps the end of its log, though it diverged.
+    KeepDivergedEnd, "keep-diverged-end";
+    /// A fill from nothing writes over what was written ahead of it.
+    FillOverWrites, "fill-over-writes";
+    /// Fewer copies than `min_size` are enough.
+    IgnoreMinSize, "ignore-min-size";
+    /// Missing blocks are answered as what lies there.
+    ServeMissing, "serve-missing";
+}
+
+#[cfg(feature = "planted")]
+static CHOSEN: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(u32::MAX);
+
+/// Chooses the bug of this process, or none.
+#[cfg(feature = "planted")]
+pub fn plant(bug: Option<Bug>) {
+    CHOSEN.store(bug.map_or(u32::MAX, |bug| bug as u32), std::sync::atomic::Ordering::Relaxed);
+}
+
+#[cfg(feature = "planted")]
+pub(crate) fn planted(bug: Bug) -> bool {
+    CHOSEN.load(std::sync::atomic::Ordering::Relaxed) == bug as u32
+}
+
+#[cfg(not(feature = "planted"))]
+pub(crate) const fn planted(_: Bug) -> bool {
+    false
+}
