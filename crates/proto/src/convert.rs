@@ -302,12 +302,7 @@ impl TryFrom<meta::Volume> for Volume {
         let newest = attachments.iter().map(|a| a.generation).max().unwrap_or_default();
         Ok(Self {
             id: VolumeId(volume.id),
-            spec: VolumeSpec {
-                name: volume.name,
-                pool: PoolId(volume.pool),
-                size: volume.size,
-                labels: volume.labels,
-            },
+            spec: VolumeSpec { name: volume.name, pool: PoolId(volume.pool), size: volume.size, labels: volume.labels },
             snap_context: SnapId(volume.snap_context),
             next_generation: newest.next(),
             attachments,
@@ -414,7 +409,8 @@ mod tests {
     }
 
     fn sample() -> ClusterMap {
-        let mut map = ClusterMap { epoch: Epoch(5), cluster: Uuid::from_u128(9), min_protocol: 1, ..Default::default() };
+        let mut map =
+            ClusterMap { epoch: Epoch(5), cluster: Uuid::from_u128(9), min_protocol: 1, ..Default::default() };
         map.osds.extend([0, 1].map(|id| (OsdId(id), osd(id))));
         let pool = Pool {
             id: PoolId(1),

@@ -73,7 +73,8 @@ mod tests {
         let mut request = csi::NodeStageVolumeRequest { volume_id: "7".into(), ..Default::default() };
         request.secrets.insert("key".into(), "hunter2".into());
         assert!(!format!("{request:?}").contains("hunter2"));
-        let mount = csi::volume_capability::MountVolume { mount_flags: vec!["password=x".into()], ..Default::default() };
+        let mount =
+            csi::volume_capability::MountVolume { mount_flags: vec!["password=x".into()], ..Default::default() };
         assert!(!format!("{:?}", Some(mount)).contains("password"));
     }
 }

@@ -14,7 +14,7 @@ pub mod size;
 pub mod volume;
 
 pub use id::{
-    ConfVersion, Epoch, Generation, Incarnation, NodeName, ObjectId, OsdId, PgId, PoolId, RequestId, SessionId,
-    SnapId, TraceId, Version, VolumeId,
+    ConfVersion, Epoch, Generation, Incarnation, NodeName, ObjectId, OsdId, PgId, PoolId, RequestId, SessionId, SnapId,
+    TraceId, Version, VolumeId,
 };
 pub use size::{BLOCK_SIZE, BLOCKS_PER_OBJECT, Bytes4k, MAX_PAYLOAD, OBJECT_SIZE};
