@@ -299,8 +299,7 @@ struct BindingWatch {
 
 impl BindingWatch {
     fn start(cluster: &Cluster) -> Result<Self> {
-        let columns = r#"jsonpath={.metadata.name} {.status.phase}{"\n"}"#;
-        let mut command = cluster.kube(&["get", "pvc", "--watch", "-o", columns]);
+        let mut command = cluster.kube(&["get", "pvc", "--watch"]);
         let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().context("cannot start a watch")?;
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let (send, seen) = std::sync::mpsc::channel();
@@ -318,9 +317,10 @@ impl BindingWatch {
         let limit = Duration::from_secs(10);
         let took = loop {
             let Ok((at, line)) = self.seen.recv_timeout(limit) else { break None };
-            if line.starts_with("writer-data") {
+            let mut words = line.split_whitespace();
+            if words.next() == Some("writer-data") {
                 let start = *first.get_or_insert(at);
-                if line.ends_with("Bound") {
+                if words.next() == Some("Bound") {
                     break Some(at - start);
                 }
             }

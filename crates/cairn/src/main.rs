@@ -109,7 +109,10 @@ fn run(verb: Verb) -> Outcome {
             roles::log_to_stderr();
             roles::runtime(2)?.block_on(up::supervise(options))
         }
-        other => roles::runtime(1)?.block_on(command(other)),
+        other => {
+            sigpipe::reset();
+            roles::runtime(1)?.block_on(command(other))
+        }
     }
 }
 

@@ -62,10 +62,10 @@ pub async fn down(layout: &Layout) -> Result<bool, ResetError> {
 pub async fn reset(layout: &Layout) -> Result<(), ResetError> {
     down(layout).await?;
     let mut left = Vec::new();
-    if let Ok(Some(cluster)) = Cluster::load(layout) {
-        if cluster.orchestrator {
-            left = containerd::sweep(&runtime::settings(layout, &cluster));
-        }
+    if let Ok(Some(cluster)) = Cluster::load(layout)
+        && cluster.orchestrator
+    {
+        left = containerd::sweep(&runtime::settings(layout, &cluster));
     }
     let root = layout.root();
     // Filesystems on our devices first, then the devices, then whatever else is mounted here.

@@ -171,7 +171,7 @@ impl ClientHost {
                 self.ask += 1;
                 let member = self.caller.member();
                 bus.send(self.node(), member, Body::Fence { pool: PoolId(pool), epoch, ask: self.ask });
-                if self.ask % 3 == 0 {
+                if self.ask.is_multiple_of(3) {
                     self.caller.turn_away();
                 }
             }

@@ -1,5 +1,7 @@
-//! The simulation from the command line: `cairn-sim [--seeds N] [--seed S] [--json] [--verbose] [--model]`. Ends with 1 when a
-//! seed failed.
+//! The simulation from the command line: `cairn-sim [--seeds N] [--seed S] [--json] [--verbose] [--model]`. Ends with 1
+//! when a seed failed.
+
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
 //! An OSD: the real core, a disk that survives its process, a clock of its own, and its side of the metadata
-//! service. It decides nothing.
+//! service. It decides nothing. It is one room because each output of the core is carried out beside the state it touches.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

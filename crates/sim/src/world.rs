@@ -2,6 +2,7 @@
 //!
 //! First safety: anything in the plan happens while clients work. Then everything is healed, and liveness is
 //! demanded: within a bound all groups are whole again, all operations end, and everything can be read.
+//! It is one room: the order in which the parts take their turns is what makes a run repeatable.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

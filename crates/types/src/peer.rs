@@ -2,6 +2,7 @@
 //!
 //! The log's nouns live here too, because they cross the network and the disk unchanged: an entry that a replica
 //! stores is the entry its primary ordered. Nothing in this file decides anything; `osd-core` does.
+//! All of it is one room, so that what two OSDs agree on is read, and changed, in one place.
 
 use bytes::Bytes;
 

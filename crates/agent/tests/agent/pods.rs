@@ -50,7 +50,8 @@ async fn a_pod_lives_and_dies() {
     let address = stand.start_agent().await;
     stand.api.put("/api/v1/namespaces/default/configmaps/cm", json!({"data": {"color": "red"}}));
     stand.api.put("/api/v1/namespaces/default/secrets/s", json!({"data": {"token": "aHVudGVyMg=="}}));
-    let script = "cat /data/init; echo color=$COLOR; echo oops >&2; echo $(cat /secret/token); touch /data/ready; trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let script = "cat /data/init; echo color=$COLOR; echo oops >&2; echo $(cat /secret/token); touch /data/ready; \
+                  trap 'exit 0' TERM; while :; do sleep 0.1; done";
     let path = stand.pod("web", json!({
         "initContainers": [{"name": "prep", "image": IMAGE, "command": ["sh", "-c", "echo prepared > /data/init"],
             "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],

@@ -106,7 +106,8 @@ mod tests {
 
     #[test]
     fn documents_are_split_and_named() {
-        let text = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b}\n";
+        let text = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\n---\n\
+                    apiVersion: v1\nkind: Pod\nmetadata: {name: b}\n";
         let all = documents(text).unwrap();
         assert_eq!(all.len(), 2);
         assert_eq!(identity(&all[1]).unwrap().2, "b");

@@ -52,6 +52,9 @@ pub(crate) enum Verb {
         /// table, wide, json, yaml or name.
         #[arg(short, long, default_value = "table")]
         output: fetch::Form,
+        /// Go on with every change, until interrupted.
+        #[arg(short, long)]
+        watch: bool,
     },
     /// Delete objects and wait until they are gone.
     Delete {
@@ -125,8 +128,8 @@ pub(crate) struct Scope {
 pub(crate) async fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Apply { filename, scope, dry_run } => apply::run(&filename, &scope, dry_run).await,
-        Verb::Get { resource, name, scope, all_namespaces, selector, field_selector, output } => {
-            let query = fetch::Query { resource, name, all_namespaces, selector, field_selector, form: output };
+        Verb::Get { resource, name, scope, all_namespaces, selector, field_selector, output, watch } => {
+            let query = fetch::Query { resource, name, all_namespaces, selector, field_selector, form: output, watch };
             fetch::run(query, &scope).await
         }
         Verb::Delete { filename, target, scope, timeout_s, dry_run } => {
