@@ -59,6 +59,7 @@ impl Store {
         for (name, value) in &planned.attributes {
             self.apply_attribute(planned.scope, name, value.as_ref());
         }
+        self.planned_rows -= planned.rows;
         Ok(())
     }
 
@@ -221,7 +222,7 @@ impl Store {
             let key = RowKey::Log(id, seq);
             // A row that no checkpoint has seen needs no removal from the index.
             if value == Row::Gone && seq > frozen {
-                self.dirty.remove(&key);
+                self.dirty.forget(&key);
             } else {
                 self.put_row(key, value);
             }

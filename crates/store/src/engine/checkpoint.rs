@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::dirty::nodes_for;
 use super::{LogPosition, PgRow, Planned, Purpose, Row, Store, Waiter};
 use crate::codec::{Malformed, Reader, Writer};
 use crate::error::Error;
@@ -44,6 +45,8 @@ pub(super) struct Run {
     position: LogPosition,
     rows: VecDeque<(RowKey, Row)>,
     slice: Vec<Change>,
+    /// A slice was merged, the last one or not, and its nodes have no places yet.
+    unsettled: Option<bool>,
     rewrite: Option<Rewrite>,
     finished: Option<(Option<NodeRef>, Vec<u64>)>,
     node_writes: u32,
@@ -70,10 +73,9 @@ impl Store {
         (area / 64).clamp(128, 16 << 10).min(area / 4)
     }
 
-    /// Whether changed rows are about to need more index nodes than the reserve has.
-    pub(super) fn metadata_is_crowded(&self) -> bool {
-        let waiting = self.dirty.len() + 4 * (self.planned.len() + self.apply.len());
-        waiting as u64 + 64 > (self.free.free_blocks() * 3 / 4).max(self.reserve_blocks() / 2)
+    /// Rows that differ from the durable index, and those that will when everything planned has taken effect.
+    pub(super) fn waiting_rows(&self) -> u64 {
+        self.dirty.weight() + self.planned_rows
     }
 
     pub(super) fn step_checkpoint(&mut self) {
@@ -102,8 +104,9 @@ impl Store {
         self.checkpoint = Some(Run {
             epoch: self.epoch,
             position,
-            rows: self.dirty.iter().map(|(key, dirty)| (key.clone(), dirty.row.clone())).collect(),
+            rows: self.dirty.iter().map(|(key, row)| (key.clone(), row.clone())).collect(),
             slice: Vec::new(),
+            unsettled: None,
             rewrite: Some(Rewrite::new(self.root, number)),
             finished: None,
             node_writes: 0,
@@ -150,34 +153,58 @@ impl Store {
 
     fn merge_slices(&mut self, run: &mut Run) {
         while run.node_writes < NODE_WRITES {
+            let last = match run.unsettled {
+                Some(last) => last,
+                None => match self.merge_slice(run) {
+                    Some(last) => last,
+                    None => return,
+                },
+            };
+            run.unsettled = Some(last);
             let Some(rewrite) = &mut run.rewrite else { return };
-            if run.slice.is_empty() {
-                while run.slice.len() < SLICE
-                    && let Some((key, row)) = run.rows.pop_front()
-                {
-                    push_changes(&key, &row, &mut self.chunks, &mut run.slice);
-                }
-            }
-            let last = run.slice.is_empty();
-            if !last {
-                if let Err(misses) = rewrite.apply(&run.slice, &mut self.cache) {
-                    misses.into_iter().for_each(|miss| {
-                        self.missed(miss);
-                    });
-                    return;
-                }
-                run.slice.clear();
-            }
             let free = &mut self.free;
             let mut place = || free.take(1).map(|runs| runs[0].0);
-            let Some(writes) = rewrite.take_writes(last, &mut self.cache, &mut place) else {
-                self.fail(Error::NoIndexSpace);
-                return;
-            };
+            let (writes, whole) = rewrite.take_writes(last, &mut self.cache, &mut place);
             run.node_writes += self.write_nodes(writes);
+            if !whole {
+                return self.await_index_room(run);
+            }
+            run.unsettled = None;
             if last && let Some(rewrite) = run.rewrite.take() {
                 run.finished = Some(rewrite.finish());
             }
+        }
+    }
+
+    /// Takes the next changed rows into the tree; whether none were left. `None` while a node is missing, or when
+    /// everything is merged.
+    fn merge_slice(&mut self, run: &mut Run) -> Option<bool> {
+        let rewrite = run.rewrite.as_mut()?;
+        while run.slice.len() < SLICE
+            && let Some((key, row)) = run.rows.pop_front()
+        {
+            push_changes(&key, &row, &mut self.chunks, &mut run.slice);
+        }
+        if run.slice.is_empty() {
+            return Some(true);
+        }
+        if let Err(misses) = rewrite.apply(&run.slice, &mut self.cache) {
+            misses.into_iter().for_each(|miss| {
+                self.missed(miss);
+            });
+            return None;
+        }
+        run.slice.clear();
+        Some(false)
+    }
+
+    /// A node found no free block. After a restart that says little: a file's blocks are given out only when they
+    /// were written once, and what an earlier life wrote ahead is not known. More are written, or come back from a
+    /// discard; only where neither can help is this the end.
+    fn await_index_room(&mut self, run: &Run) {
+        let more = nodes_for(run.rows.len() as u64 + 1);
+        if !self.prewrite_now(self.free.free_blocks() + more) && self.discarding == 0 {
+            self.fail(Error::NoIndexSpace);
         }
     }
 
@@ -224,7 +251,7 @@ impl Store {
         self.superblock = run.superblock.expect("the superblock was written");
         self.root = root;
         self.ring.used = self.ring.written - run.position.written;
-        self.dirty.retain(|_, dirty| dirty.epoch > run.epoch);
+        self.dirty.retire(run.epoch);
         let mut released = nodes;
         for block in run.quarantine {
             if self.pins.contains_key(&block) || self.deferred.contains(block) {

@@ -19,6 +19,7 @@
 mod apply;
 mod checkpoint;
 mod deferred;
+mod dirty;
 mod group;
 mod open;
 mod plan;
@@ -191,12 +192,6 @@ enum Row {
     Segment(Arc<Segment>),
 }
 
-#[derive(Debug)]
-struct DirtyRow {
-    row: Row,
-    epoch: u64,
-}
-
 /// A planned transaction on its way into the log.
 #[derive(Debug, Default)]
 struct Planned {
@@ -216,6 +211,8 @@ struct Planned {
     committed: Vec<(u64, Arc<LogEntry>, Arc<Delta>)>,
     /// Pending entries that are forgotten, with their positions.
     forgotten: Vec<(u64, Arc<Delta>)>,
+    /// Rows of the index that its effects change, at most.
+    rows: u64,
 }
 
 /// What an I/O was for.
@@ -299,6 +296,8 @@ pub struct Store {
     ring: RingState,
     planned: VecDeque<Planned>,
     planned_bytes: u64,
+    /// Rows that will change when everything planned has taken effect.
+    planned_rows: u64,
     relogs: VecDeque<Planned>,
     placed: BTreeMap<u64, u32>,
     group: Option<group::Group>,
@@ -309,7 +308,7 @@ pub struct Store {
     cache: NodeCache,
     root: Option<NodeRef>,
     loading: BTreeSet<NodeRef>,
-    dirty: BTreeMap<RowKey, DirtyRow>,
+    dirty: dirty::DirtyRows,
     /// Rows whose values take several chunks, and how many in the durable index.
     chunks: BTreeMap<RowKey, u16>,
     epoch: u64,

@@ -211,6 +211,7 @@ impl Store {
             ring,
             planned: VecDeque::new(),
             planned_bytes: 0,
+            planned_rows: 0,
             relogs: VecDeque::new(),
             placed: BTreeMap::new(),
             group: None,
@@ -220,7 +221,7 @@ impl Store {
             cache: NodeCache::new(config.cached_nodes),
             root: checkpoint.root,
             loading: BTreeSet::new(),
-            dirty: BTreeMap::new(),
+            dirty: super::dirty::DirtyRows::default(),
             chunks: BTreeMap::new(),
             epoch: 1,
             checkpoint: None,
@@ -266,7 +267,7 @@ impl Store {
         let mut entries = Vec::new();
         for seq in pg.row.kept_from..=pg.row.commit {
             let key = RowKey::Log(id, seq);
-            match self.dirty.get(&key).map(|dirty| &dirty.row) {
+            match self.dirty.get(&key) {
                 Some(super::Row::Log(entry)) => entries.push(LogEntry::clone(entry)),
                 Some(_) => {}
                 None => entries.extend(kept.remove(&(id, seq))),

@@ -10,6 +10,7 @@ use cairn_types::io::BlockState;
 use cairn_types::peer::{EntryOp, LogEntry, Run, RunContent};
 use cairn_types::{BLOCK_SIZE, ObjectId, PgId};
 
+use super::dirty::{chunks_of, log_rows, nodes_for};
 use super::view::{Wait, split};
 use super::{BlockChange, Delta, Item, Pending, Planned, Purpose, Store};
 use crate::io::IoOp;
@@ -52,6 +53,14 @@ struct Draft {
     object: ObjectId,
     remove: bool,
     changes: Vec<BlockChange>,
+}
+
+/// A transaction's changes before their fresh blocks are chosen.
+struct Drafts {
+    appended: Vec<Draft>,
+    direct: Vec<Draft>,
+    /// Rows of the index that they change, at most.
+    rows: u64,
 }
 
 /// Segments as the steps of one transaction see and change them.
@@ -123,10 +132,7 @@ impl Store {
         if encoded_estimate(t) > self.ring.len / 8 {
             return Err(Stop::Reject(Rejection::Malformed("the transaction is too large for one record")));
         }
-        if self.metadata_is_crowded() {
-            self.checkpoint_wanted = true;
-            return Err(Stop::Wait);
-        }
+        let rows = self.rows_of(t, &log);
         let mut scratch = self.scratch(t, &log)?;
         let mut inline = 0;
         let mut appended = Vec::new();
@@ -155,9 +161,27 @@ impl Store {
         for object in &t.remove {
             direct.push(draft_remove(*object, &mut scratch.bottom));
         }
-        let places = self.take_fresh(scratch.fresh)?;
-        self.register(token, t, &log, appended, direct, &places);
+        let places = self.take_fresh(scratch.fresh, rows)?;
+        self.register(token, t, &log, Drafts { appended, direct, rows }, &places);
         Ok(())
+    }
+
+    /// Rows of the index that change when the transaction takes effect, at most. Neighbouring log entries that are
+    /// forgotten leave their leaves together.
+    fn rows_of(&self, t: &Transaction, log: &Log) -> u64 {
+        let pg = &self.pgs[&t.pg];
+        let committed = pg.pending.range(..=log.commit).map(|(_, pending)| {
+            let mut segments: Vec<u16> = pending.delta.changes.iter().map(|change| split(change.block).0).collect();
+            segments.dedup();
+            log_rows(&pending.entry) + 1 + segments.len() as u64
+        });
+        let runs = t.content.iter().flat_map(|(_, runs)| runs);
+        let content: usize = runs.map(|run| segments_of((run.offset, run.len)).count()).sum();
+        let objects = t.content.len() as u64 + t.remove.len() as u64 * (1 + u64::from(MAX_SEGMENTS));
+        let attributes = t.attributes.iter().map(|(_, value)| chunks_of(value.as_ref().map_or(0, Bytes::len)));
+        let forgotten = t.trim.map_or(0, |trim| trim.min(log.commit)).max(t.restart.map_or(0, |_| log.commit));
+        let forgotten = (forgotten + 1).saturating_sub(pg.row.kept_from) / 8;
+        1 + committed.sum::<u64>() + content as u64 + objects + attributes.sum::<u64>() + forgotten
     }
 
     /// Whether data goes through the record; otherwise it goes straight to its extent. What the record carries is
@@ -259,38 +283,32 @@ impl Store {
         if waiting { Err(Stop::Wait) } else { Ok(scratch) }
     }
 
-    /// Fresh blocks for data, leaving the reserve alone.
-    fn take_fresh(&mut self, count: u64) -> Result<Vec<u64>, Stop> {
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        let reserve = self.reserve_blocks();
-        if count + reserve <= self.free.free_blocks() {
+    /// Fresh blocks for data, leaving the reserve alone, and as many as the next checkpoint needs for the rows that
+    /// wait for it and these. Without data nothing is refused: it waits for a checkpoint if need be, and goes alone
+    /// when nothing else waits.
+    fn take_fresh(&mut self, count: u64, rows: u64) -> Result<Vec<u64>, Stop> {
+        let waiting = self.waiting_rows();
+        let nodes = if waiting == 0 { 0 } else { nodes_for(waiting + rows) };
+        let floor = if count == 0 { nodes } else { nodes.max(self.reserve_blocks()) };
+        if count + floor <= self.free.free_blocks() {
             let runs = self.free.take(count).ok_or(Stop::Wait)?;
             return Ok(runs.into_iter().flat_map(|(start, len)| start..start + len).collect());
         }
-        let usage = self.usage();
-        if count + reserve > usage.available() / 4096 {
+        let available = self.usage().available() / 4096;
+        if count > 0 && count + self.reserve_blocks() > available {
             return Err(Stop::Reject(Rejection::NoSpace { blocks: count }));
         }
-        self.prewrite_now(count + reserve);
-        if usage.reclaiming > 0 {
+        // More of a file is written if that is enough; otherwise a checkpoint gives back what was freed, and takes
+        // the rows that wait.
+        let unwritten = self.area_end() - self.written_through;
+        if !self.prewrite_now(count + floor) || self.free.free_blocks() + unwritten < count + floor {
             self.checkpoint_wanted = true;
-        } else if self.medium_is_full() {
-            return Err(Stop::Reject(Rejection::NoSpace { blocks: count }));
         }
         Err(Stop::Wait)
     }
 
-    fn register(
-        &mut self,
-        token: Token,
-        t: &Transaction,
-        log: &Log,
-        appended: Vec<Draft>,
-        direct: Vec<Draft>,
-        places: &[u64],
-    ) {
+    fn register(&mut self, token: Token, t: &Transaction, log: &Log, drafts: Drafts, places: &[u64]) {
+        let Drafts { appended, direct, rows } = drafts;
         let id = self.number().0;
         let mut planned = Planned {
             id,
@@ -300,6 +318,7 @@ impl Store {
             commit: log.commit,
             restart: t.restart,
             trim: t.trim,
+            rows,
             ..Planned::default()
         };
         let attribute = |(name, value): &(Vec<u8>, Option<Bytes>)| (Bytes::copy_from_slice(name), value.clone());
@@ -311,6 +330,7 @@ impl Store {
         planned.direct = direct.into_iter().map(|draft| self.place(id, draft, places)).collect();
         self.enter(t.pg, &mut planned);
         self.planned_bytes += planned.inline_bytes() + 4096;
+        self.planned_rows += rows;
         self.planned.push_back(planned);
     }
 

@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use cairn_disk::AlignedBuf;
 
+use super::dirty::nodes_for;
 use super::{Purpose, Store};
 use crate::error::Error;
 use crate::io::{IoOp, IoResult};
@@ -27,7 +28,8 @@ pub(super) struct Prewrite {
 impl Store {
     pub(super) fn issue_prewrite(&mut self) {
         let end = self.area_end();
-        let target = (self.config.prewrite_ahead / 4096).max(self.prewrite.wanted);
+        let ahead = self.config.prewrite_ahead / 4096;
+        let target = ahead.max(ahead / 2 + nodes_for(self.waiting_rows())).max(self.prewrite.wanted);
         // While somebody's write is under way the disk is theirs, unless the next one would have to wait.
         let busy = self.group.is_some() && self.free.free_blocks() >= URGENT.max(self.prewrite.wanted);
         let enough = busy || self.free.free_blocks() >= target;
@@ -60,11 +62,13 @@ impl Store {
         self.wake();
     }
 
-    /// Somebody waits for this many free blocks.
-    pub(super) fn prewrite_now(&mut self, blocks: u64) {
-        if self.written_through < self.area_end() {
+    /// Somebody waits for this many free blocks; false when there are no more to write.
+    pub(super) fn prewrite_now(&mut self, blocks: u64) -> bool {
+        let more = self.written_through < self.area_end() && !self.prewrite.full;
+        if more {
             self.prewrite.wanted = self.prewrite.wanted.max(blocks);
         }
+        more
     }
 
     /// The filesystem below has no room for more of the file.

@@ -201,11 +201,11 @@ impl Store {
         inside: &dyn Fn(&Key) -> bool,
     ) -> Result<(Vec<ObjectId>, Option<Key>), Wait> {
         let (mut found, end) = self.stored_objects(first, limit, inside)?;
-        for (row, dirty) in self.dirty.range(RowKey::Object(first, Part::Info)..) {
-            match row {
+        for (key, row) in self.dirty.range(RowKey::Object(first, Part::Info)..) {
+            match key {
                 RowKey::Object(key, _) if *key != first && !inside(key) => break,
                 RowKey::Object(key, Part::Info) if inside(key) => {
-                    found.insert(*key, dirty.row != Row::Gone);
+                    found.insert(*key, *row != Row::Gone);
                 }
                 _ => {}
             }

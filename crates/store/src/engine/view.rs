@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Above, DirtyRow, Purpose, Row, Store};
+use super::{Above, Purpose, Row, Store};
 use crate::codec::Malformed;
 use crate::error::Error;
 use crate::io::IoOp;
@@ -22,7 +22,7 @@ impl Store {
     pub(super) fn segment(&mut self, key: Key, segment: u16) -> Result<Arc<Segment>, Wait> {
         let row = RowKey::segment(key, segment);
         match self.dirty.get(&row) {
-            Some(DirtyRow { row: Row::Segment(segment), .. }) => return Ok(Arc::clone(segment)),
+            Some(Row::Segment(segment)) => return Ok(Arc::clone(segment)),
             Some(_) => return Ok(Arc::default()),
             None => {}
         }
@@ -36,7 +36,7 @@ impl Store {
     pub(super) fn object(&mut self, key: Key) -> Result<Option<ObjectInfo>, Wait> {
         let row = RowKey::Object(key, Part::Info);
         match self.dirty.get(&row) {
-            Some(DirtyRow { row: Row::Object(info), .. }) => return Ok(Some(*info)),
+            Some(Row::Object(info)) => return Ok(Some(*info)),
             Some(_) => return Ok(None),
             None => {}
         }
@@ -88,7 +88,7 @@ impl Store {
     }
 
     pub(super) fn put_row(&mut self, key: RowKey, row: Row) {
-        self.dirty.insert(key, DirtyRow { row, epoch: self.epoch });
+        self.dirty.put(key, row, self.epoch);
     }
 }
 

@@ -168,7 +168,10 @@ impl World {
 }
 
 /// Everything in a PG, read back block by block.
-fn contents(bench: &mut Bench, id: PgId) -> BTreeMap<cairn_types::ObjectId, BTreeMap<u32, super::model::Cell>> {
+pub(super) fn contents(
+    bench: &mut Bench,
+    id: PgId,
+) -> BTreeMap<cairn_types::ObjectId, BTreeMap<u32, super::model::Cell>> {
     use super::model::Cell;
     use cairn_types::io::BlockState;
     let mut out = BTreeMap::new();
@@ -202,7 +205,7 @@ fn policy(rng: &mut Rng) -> CrashPolicy {
 }
 
 /// How many seeds: more on demand, by the environment.
-fn seeds(usual: u64) -> u64 {
+pub(super) fn seeds(usual: u64) -> u64 {
     std::env::var("CAIRN_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 

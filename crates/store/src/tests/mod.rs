@@ -6,3 +6,4 @@ mod format;
 mod harness;
 mod model;
 mod random;
+mod space;

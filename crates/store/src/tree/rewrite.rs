@@ -94,18 +94,20 @@ impl Rewrite {
         }
     }
 
-    /// Nodes to write: the final leaves, and with `last` everything that is left. `place` gives a free block.
+    /// Nodes to write: the final leaves, and with `last` everything that is left. `place` gives a free block. False
+    /// when there were not enough: those given have their places, and asking again goes on with the rest.
     pub(crate) fn take_writes(
         &mut self,
         last: bool,
         cache: &mut NodeCache,
         place: &mut impl FnMut() -> Option<u64>,
-    ) -> Option<Vec<(u64, Bytes)>> {
+    ) -> (Vec<(u64, Bytes)>, bool) {
         let mut writes = Vec::new();
         let checkpoint = self.checkpoint;
-        let Some(root) = &mut self.root else { return Some(writes) };
+        let Some(root) = &mut self.root else { return (writes, true) };
         let mut sink = Sink { cache, place, checkpoint, writes: &mut writes };
-        if sink.settle(root, !last) { Some(writes) } else { None }
+        let whole = sink.settle(root, !last);
+        (writes, whole)
     }
 
     /// The new root and the blocks of nodes that only the old tree has. Everything must have been written.
@@ -132,7 +134,7 @@ impl<P: FnMut() -> Option<u64>> Sink<'_, P> {
         let clean = match child {
             Child::Clean(_) => return true,
             Child::Leaf(_) if keep_right => return true,
-            Child::Leaf(rows) => self.write(Node::Leaf(std::mem::take(rows))),
+            Child::Leaf(rows) => self.write(|| Node::Leaf(std::mem::take(rows))),
             Child::Inner(level, children) => {
                 let last_dirty = children.iter().rposition(|(_, child)| !matches!(child, Child::Clean(_)));
                 for (i, (_, child)) in children.iter_mut().enumerate() {
@@ -147,7 +149,7 @@ impl<P: FnMut() -> Option<u64>> Sink<'_, P> {
                     Child::Clean(at) => (key.clone(), *at),
                     _ => unreachable!("all children were written just now"),
                 });
-                self.write(Node::Inner(*level, children.collect()))
+                self.write(|| Node::Inner(*level, children.collect()))
             }
         };
         clean.is_some_and(|at| {
@@ -156,8 +158,10 @@ impl<P: FnMut() -> Option<u64>> Sink<'_, P> {
         })
     }
 
-    fn write(&mut self, node: Node) -> Option<NodeRef> {
+    /// Takes the node only when there is a place for it.
+    fn write(&mut self, node: impl FnOnce() -> Node) -> Option<NodeRef> {
         let block = (self.place)()?;
+        let node = node();
         let page = match &node {
             Node::Leaf(rows) => encode_leaf(block, self.checkpoint, rows),
             Node::Inner(level, children) => encode_inner(block, self.checkpoint, *level, children),

@@ -40,12 +40,20 @@ impl Shelf {
 
     fn write(&mut self, rewrite: &mut Rewrite, cache: &mut NodeCache, last: bool) {
         let next = &mut self.next;
-        let mut place = || {
-            *next += 1;
-            Some(*next)
-        };
-        for (block, page) in rewrite.take_writes(last, cache, &mut place).unwrap() {
-            assert!(self.pages.insert(block, page).is_none());
+        // Room comes in small portions: what found none goes on later.
+        let mut whole = false;
+        while !whole {
+            let mut portion = 3;
+            let mut place = || {
+                portion -= 1;
+                *next += 1;
+                (portion > 0).then_some(*next)
+            };
+            let (writes, all) = rewrite.take_writes(last, cache, &mut place);
+            for (block, page) in writes {
+                assert!(self.pages.insert(block, page).is_none());
+            }
+            whole = all;
         }
     }
 
