@@ -47,6 +47,8 @@ pub enum Injection {
     PowerOffAt(u64),
     /// The next sync fails; what was unsynced stays so.
     SyncError,
+    /// The sync after so many more fails.
+    SyncErrorAt(u64),
     /// The next write that touches this byte fails.
     WriteError(u64),
     /// Reads that touch this byte fail, until it is written again.
@@ -74,7 +76,7 @@ struct Medium {
     durable: BTreeMap<u64, Page>,
     unsynced: Vec<(u64, Bytes)>,
     power_off_at: Option<u64>,
-    sync_errors: u32,
+    sync_error_in: Option<u64>,
     write_errors: Vec<u64>,
     read_errors: Vec<u64>,
     full: bool,
@@ -95,7 +97,7 @@ impl SimDisk {
             durable: BTreeMap::new(),
             unsynced: Vec::new(),
             power_off_at: None,
-            sync_errors: 0,
+            sync_error_in: None,
             write_errors: Vec::new(),
             read_errors: Vec::new(),
             full: false,
@@ -132,7 +134,7 @@ impl SimDisk {
         medium.life += 1;
         medium.powered = true;
         medium.power_off_at = None;
-        medium.sync_errors = 0;
+        medium.sync_error_in = None;
         medium.write_errors.clear();
         Self { medium: Arc::clone(&self.medium), len: self.len, life: medium.life }
     }
@@ -149,7 +151,8 @@ impl SimDisk {
         let mut medium = self.medium();
         match fault {
             Injection::PowerOffAt(index) => medium.power_off_at = Some(index),
-            Injection::SyncError => medium.sync_errors += 1,
+            Injection::SyncError => medium.sync_error_in = Some(0),
+            Injection::SyncErrorAt(more) => medium.sync_error_in = Some(more),
             Injection::WriteError(at) => medium.write_errors.push(at / BLOCK),
             Injection::ReadError(at) => medium.read_errors.push(at / BLOCK),
             Injection::Full(full) => medium.full = full,
@@ -310,8 +313,9 @@ impl Disk for SimDisk {
         if Self::count(&mut medium) {
             return Err(Error::PoweredOff);
         }
-        if medium.sync_errors > 0 {
-            medium.sync_errors -= 1;
+        let due = medium.sync_error_in == Some(0);
+        medium.sync_error_in = medium.sync_error_in.and_then(|more| more.checked_sub(1));
+        if due {
             return Err(Error::Io { op: "sync", offset: 0, len: self.len, errno: Errno::IO });
         }
         let writes = std::mem::take(&mut medium.unsynced);

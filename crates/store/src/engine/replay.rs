@@ -3,7 +3,8 @@
 //! What is bad above the durable mark was never acknowledged: that transaction and all later ones of its PG are
 //! dropped, and a record says so, because later records will raise the mark. What is bad at or below it is rot: the
 //! entry stays, the blocks count as lost. Fresh extents are checked only above the mark, and not where a later
-//! record wrote in place: those bytes may be newer.
+//! change that took effect may have been copied over them: those bytes may be newer. That excuse holds only as long as
+//! nothing else above the mark is bad, because then nothing of it took effect.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -36,8 +37,10 @@ struct Course<'a> {
     disk: &'a dyn Disk,
     ring_start: u64,
     durable_lsn: u64,
-    /// Where a record wrote in place, and the newest that did.
+    /// Where a change that took effect may have been written in place, and the newest that may.
     overlaid: BTreeMap<u64, Origin>,
+    /// Nothing above the durable mark is known to be torn: changes in it may have taken effect.
+    whole: bool,
     /// PGs of which everything from here on is dropped.
     dropped: BTreeMap<PgId, Origin>,
     lost: Vec<(ObjectId, u32)>,
@@ -57,9 +60,11 @@ impl Store {
             ring_start: self.superblock.shard().ring_start,
             durable_lsn: log.durable_lsn,
             overlaid: overlaid_by(&steps),
+            whole: true,
             dropped: BTreeMap::new(),
             lost: Vec::new(),
         };
+        course.whole = course.is_whole(&steps)?;
         for step in &steps {
             self.replay_step(step, &mut course, used)?;
         }
@@ -184,25 +189,61 @@ fn steps_of(log: &Log) -> Vec<Step<'_>> {
     steps
 }
 
+/// Places that inline data was meant for, of direct changes and of entries that a commit point covers.
 fn overlaid_by(steps: &[Step<'_>]) -> BTreeMap<u64, Origin> {
     let mut overlaid = BTreeMap::new();
-    for step in steps {
-        let images = step.image.append.iter().map(|(_, image)| image).chain(&step.image.direct);
-        for piece in images.flat_map(|image| &image.pieces) {
+    let mut pending: BTreeMap<PgId, BTreeMap<u64, (Origin, &Image)>> = BTreeMap::new();
+    let mut overlay = |order: Origin, image: &Image| {
+        for piece in &image.pieces {
             if let PieceTo::Inline { at, .. } = piece.to {
-                (at..at + u64::from(piece.count)).for_each(|at| {
-                    overlaid.insert(at, step.order);
-                });
+                overlaid.extend((at..at + u64::from(piece.count)).map(|at| (at, order)));
             }
         }
+    };
+    for step in steps {
+        if let Some(pg) = step.image.scope {
+            let pending = pending.entry(pg).or_default();
+            if let Some(to) = step.image.rewind {
+                pending.split_off(&(to + 1));
+            }
+            if !step.relog {
+                let rest = pending.split_off(&(step.image.commit + 1));
+                let committed = std::mem::replace(pending, rest);
+                committed.into_values().for_each(|(order, image)| overlay(order, image));
+            }
+            if step.image.restart.is_some() {
+                pending.clear();
+            }
+            for (entry, image) in &step.image.append {
+                pending.insert(entry.version.seq, (step.order, image));
+            }
+        }
+        step.image.direct.iter().for_each(|image| overlay(step.order, image));
     }
     overlaid
 }
 
 impl Course<'_> {
+    /// Whether everything above the durable mark is as it was written, but for what may be newer.
+    fn is_whole(&self, steps: &[Step<'_>]) -> Result<bool, Error> {
+        for step in steps.iter().filter(|step| step.record.header.lsn > self.durable_lsn) {
+            let mut lost = Vec::new();
+            for (entry, image) in &step.image.append {
+                self.load(step, image, Some(entry), &mut lost)?;
+            }
+            for image in &step.image.direct {
+                self.load(step, image, None, &mut lost)?;
+            }
+            if !lost.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// A change with its bytes, and the blocks of it that are bad.
     fn load(
-        &mut self,
+        &self,
         step: &Step<'_>,
         image: &Image,
         entry: Option<&LogEntry>,
@@ -244,7 +285,7 @@ impl Course<'_> {
                 };
                 let crc = crc.ok_or_else(|| malformed("checksums"))?;
                 let bytes = data.as_ref().map(|data| data.slice(i as usize * 4096..(i as usize + 1) * 4096));
-                let newer = self.overlaid.get(&at).is_some_and(|order| *order > step.order);
+                let newer = self.whole && self.overlaid.get(&at).is_some_and(|order| *order > step.order);
                 let checked = inline || (lsn > self.durable_lsn && !newer);
                 let good = bytes.as_ref().is_some_and(|bytes| crc32c::crc32c(bytes) == crc);
                 if checked && !good {

@@ -12,8 +12,8 @@ use cairn_types::{
 use uuid::Uuid;
 
 use crate::{
-    Config, FormatOptions, Io, LoadedPg, Opened, Output, ReadFailure, ReadReply, Store, Token, Transaction, format,
-    open,
+    Config, FormatOptions, Io, IoOp, IoResult, LoadedPg, Opened, Output, ReadFailure, ReadReply, Store, Token,
+    Transaction, format, open,
 };
 
 pub(super) struct Rng(pub(super) u64);
@@ -58,6 +58,9 @@ pub(super) struct Bench {
     pub(super) loaded: BTreeMap<PgId, LoadedPg>,
     pub(super) lost: Vec<(ObjectId, u32)>,
     pub(super) outputs: Vec<Output>,
+    /// Where a write and its flush are handed over together: keep what is on the disk between them.
+    pub(super) keep_midway: bool,
+    pub(super) midway: Option<SimDisk>,
     waiting: Vec<Io>,
     pool: BufferPool,
     rng: Rng,
@@ -80,7 +83,8 @@ impl Bench {
     pub(super) fn over(disk: SimDisk, opened: Opened, seed: u64) -> Self {
         let Opened { store, pgs, lost, .. } = opened;
         let (outputs, waiting) = (Vec::new(), Vec::new());
-        Self { disk, store, loaded: pgs, lost, outputs, waiting, pool: BufferPool::new(1 << 20), rng: Rng(seed) }
+        let (pool, rng) = (BufferPool::new(1 << 20), Rng(seed));
+        Self { disk, store, loaded: pgs, lost, outputs, keep_midway: false, midway: None, waiting, pool, rng }
     }
 
     /// Performs one I/O, any; false when there is none.
@@ -92,12 +96,23 @@ impl Bench {
             return false;
         }
         let io = self.waiting.swap_remove(self.rng.below(self.waiting.len() as u64) as usize);
-        let result = io.op.perform(&self.disk, &self.pool);
+        let result = self.perform(&io.op);
         self.store.handle_io(io.id, result);
         while let Some(output) = self.store.poll_output() {
             self.outputs.push(output);
         }
         true
+    }
+
+    fn perform(&mut self, op: &IoOp) -> IoResult {
+        match op {
+            IoOp::Write { offset, pieces, sync: true } if self.keep_midway => {
+                self.disk.write_at(*offset, pieces)?;
+                self.midway = Some(self.disk.fork());
+                self.disk.sync().map(|()| Bytes::new())
+            }
+            op => op.perform(&self.disk, &self.pool),
+        }
     }
 
     pub(super) fn settle(&mut self) {

@@ -7,3 +7,5 @@ mod harness;
 mod model;
 mod random;
 mod space;
+mod words;
+mod world;

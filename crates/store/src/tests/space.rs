@@ -6,10 +6,11 @@ use bytes::Bytes;
 use cairn_disk::{CrashPolicy, Injection, SimDisk};
 use cairn_types::PgId;
 
-use super::crash::{contents, seeds};
+use super::crash::seeds;
 use super::harness::{Bench, Rng, appended, bytes, formatted, object, pg, write, zero};
 use super::model::PgModel;
 use super::random::transaction;
+use super::world::contents;
 use crate::{Output, Rejection, Transaction, verify};
 
 const PGS: u32 = 4;
