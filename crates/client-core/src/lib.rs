@@ -18,6 +18,7 @@
 mod core;
 mod op;
 mod order;
+pub mod planted;
 mod request;
 mod running;
 mod stripe;

@@ -144,7 +144,8 @@ impl Peers {
         peer.learn(beat.epoch, beat.oldest_io_ms, beat.full);
         if beat.want_lease {
             // A grant to an earlier life of the holder is void: the life that speaks now is a later one.
-            peer.granted = Some((peer.incarnation, now.plus_ms(GRANT_MS)));
+            let honoured_ms = if planted(Bug::GrantShort) { GRANT_MS / 2 } else { GRANT_MS };
+            peer.granted = Some((peer.incarnation, now.plus_ms(honoured_ms)));
         }
         HeartbeatReply { echo: beat.sent_at, echo_incarnation: peer.incarnation, lease: beat.want_lease, ..own }
     }
@@ -156,7 +157,8 @@ impl Peers {
         if !reply.lease || reply.echo_incarnation != self.incarnation {
             return;
         }
-        let until = Time(reply.echo).plus_ms(HOLD_MS);
+        let since = if planted(Bug::LeaseFromReceipt) { peer.heard } else { Time(reply.echo) };
+        let until = since.plus_ms(HOLD_MS);
         if reply.epoch <= known || planted(Bug::GrantBeforeMap) {
             peer.held_until = peer.held_until.max(until);
         } else {

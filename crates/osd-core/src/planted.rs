@@ -36,8 +36,10 @@ bugs! {
     UnknownIsFailed, "unknown-is-failed";
     /// Reads are answered without a lease.
     ReadWithoutLease, "read-without-lease";
-    /// The lease is checked before the data is read, not after.
-    LeaseBeforeRead, "lease-before-read";
+    /// A lease counts from when the grant came, not from when it was asked for.
+    LeaseFromReceipt, "lease-from-receipt";
+    /// A grantor honours its grant for less long than the holder uses it.
+    GrantShort, "grant-short";
     /// A new primary does not wait until earlier leases have run out.
     ServeBeforeLeasesEnd, "serve-before-leases-end";
     /// An OSD that starts forgets that it may have granted a lease just before.
@@ -46,8 +48,8 @@ bugs! {
     GrantBeforeMap, "grant-before-map";
     /// A read does not wait for overlapping entries above the commit point.
     ReadAboveCommit, "read-above-commit";
-    /// A new primary adopts the shortest log.
-    AdoptShortest, "adopt-shortest";
+    /// A new primary cuts inherited entries of a fenced generation, acknowledged or not.
+    CutUncertain, "cut-uncertain";
     /// A new primary serves without asking anybody.
     ActivateAlone, "activate-alone";
     /// Replicas do not look at generations.
@@ -70,16 +72,20 @@ bugs! {
     TrimDirty, "trim-dirty";
     /// A slow replica is waited for no more, without leave of the metadata service.
     DropWithoutCas, "drop-without-cas";
-    /// Entries of an older configuration's primary are taken.
-    TakeOldConfiguration, "take-old-configuration";
+    /// Entries under an older configuration are acknowledged, though they are not taken.
+    AckOldConfiguration, "ack-old-configuration";
     /// A member that comes back keeps the end of its log, though it diverged.
     KeepDivergedEnd, "keep-diverged-end";
     /// A fill from nothing writes over what was written ahead of it.
     FillOverWrites, "fill-over-writes";
-    /// Fewer copies than `min_size` are enough.
+    /// Fewer copies than `min_size` are enough when the others are down.
     IgnoreMinSize, "ignore-min-size";
-    /// Missing blocks are answered as what lies there.
-    ServeMissing, "serve-missing";
+    /// A block that cannot be read is answered as zeros.
+    ServeZeros, "serve-zeros";
+    /// Zeros and discards are not dirty for whoever is absent.
+    ForgetZeros, "forget-zeros";
+    /// A push is taken though an earlier one has not come.
+    PushGap, "push-gap";
 }
 
 #[cfg(feature = "planted")]

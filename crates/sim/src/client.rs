@@ -17,6 +17,7 @@ use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
 use crate::caller::Caller;
 use crate::history::{Block, History, block_of, value_of};
 use crate::osd::Directory;
+use crate::profile::Profile;
 
 /// Operations under way at once.
 const WINDOW: usize = 5;
@@ -56,7 +57,10 @@ struct Link {
 #[derive(Debug)]
 pub(crate) struct ClientHost {
     pub(crate) index: usize,
+    profile: Profile,
     pub(crate) volume: Option<VolumeId>,
+    /// It holds the volume beside others.
+    pub(crate) shared: bool,
     holding: Holding,
     caller: Caller<()>,
     session: u128,
@@ -81,10 +85,12 @@ pub(crate) struct ClientHost {
 }
 
 impl ClientHost {
-    pub(crate) fn new(index: usize, members: usize) -> Self {
+    pub(crate) fn new(index: usize, members: usize, profile: Profile) -> Self {
         Self {
             index,
+            profile,
             volume: None,
+            shared: false,
             holding: Holding::Nothing,
             caller: Caller::new(Node::Client(index), 0xc11e_0000 + index as u128, members),
             session: 0,
@@ -127,16 +133,17 @@ impl ClientHost {
         bus.after(PULSE, Event::Timer { at: self.node(), life: 1, serial });
     }
 
-    /// Takes a volume, from whoever holds it.
-    pub(crate) fn take(&mut self, bus: &mut Bus, volume: VolumeId) {
+    /// Takes a volume, from whoever holds it; `shared`: beside whoever shares it already.
+    pub(crate) fn take(&mut self, bus: &mut Bus, volume: VolumeId, shared: bool) {
         self.volume = Some(volume);
+        self.shared = shared;
         self.superseded = false;
         self.session = u128::from(bus.rng.next()) << 64 | u128::from(bus.rng.next());
         let request = AttachRequest {
             mutation: None,
             volume: Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) }),
             node: format!("node{}", self.index),
-            mode: AttachMode::Exclusive.into(),
+            mode: if shared { AttachMode::Shared } else { AttachMode::Exclusive }.into(),
             data_session: self.session.to_be_bytes().to_vec().into(),
             steal: true,
             replaces: 0,
@@ -156,9 +163,9 @@ impl ClientHost {
         self.links.clear();
     }
 
-    /// Somebody else was told that it holds the volume.
-    pub(crate) fn supersede(&mut self, volume: VolumeId) {
-        if self.volume == Some(volume) {
+    /// Somebody else was told that it holds the volume, `shared` or alone.
+    pub(crate) fn supersede(&mut self, volume: VolumeId, shared: bool) {
+        if self.volume == Some(volume) && !(shared && self.shared) {
             self.superseded = true;
         }
     }
@@ -296,21 +303,22 @@ impl ClientHost {
         if !core.has_room() || core.fatal().is_some() {
             return;
         }
-        let kind = bus.rng.below(100);
+        let kind = bus.rng.below(1000);
+        let Profile { hot, hot_share, reads, .. } = &self.profile;
         let sweep = self.sweep.pop();
         let (first, count) = match sweep {
             Some(block) => (block, 1),
             None => {
-                let first = if bus.rng.chance(500) { bus.rng.below(8) } else { bus.rng.below(BLOCKS - 4) };
-                (first, bus.rng.between(1, 3))
+                let first = if bus.rng.chance(*hot_share) { *bus.rng.pick(hot) } else { bus.rng.below(BLOCKS - 4) };
+                (first, bus.rng.between(1, 3).min(BLOCKS - first))
             }
         };
         let (offset, len) = (first * u64::from(BLOCK_SIZE), count * u64::from(BLOCK_SIZE));
         let mut values = vec![0; count as usize];
         let op = match kind {
             _ if sweep.is_some() => Op::Read { offset, len },
-            0..45 => Op::Read { offset, len },
-            45..90 => {
+            _ if kind < *reads => Op::Read { offset, len },
+            0..900 => {
                 let mut data = Vec::new();
                 for value in &mut values {
                     *value = history.fresh_value();
@@ -318,7 +326,7 @@ impl ClientHost {
                 }
                 Op::Write { offset, data: Bytes::from(data) }
             }
-            90..96 => Op::Zero { offset, len, unmap: bus.rng.chance(500) },
+            900..970 => Op::Zero { offset, len, unmap: bus.rng.chance(500) },
             _ => Op::Flush,
         };
         let is_read = matches!(op, Op::Read { .. });
@@ -420,7 +428,7 @@ impl ClientHost {
             Err(IoError::Fenced) => return,
             Err(error) => self.failure = Some(format!("an operation failed: {error}")),
         }
-        let pause = bus.rng.below(200 * MS);
+        let pause = if self.sweep.is_empty() { bus.rng.below(self.profile.think) } else { 0 };
         bus.after(pause, Event::Work { client: self.index });
     }
 }

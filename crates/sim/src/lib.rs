@@ -12,17 +12,23 @@ mod check;
 mod client;
 mod engine;
 mod faults;
+mod finish;
 mod history;
+mod inflict;
 mod medium;
 mod meta;
 mod model;
 mod osd;
+mod plan;
+pub mod planted;
+mod profile;
 mod report;
 mod rng;
 #[cfg(test)]
 mod stories;
 mod world;
 
+pub use check::{Check, Violation};
 pub use report::{Report, Stats, Summary};
 
 /// What a run is like, beside its seed.
@@ -77,7 +83,7 @@ fn run_plan(seed: u64, options: Options, plan: Option<Vec<(u64, faults::Fault)>>
     result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        let failure = Some(format!("panic: {}", text.unwrap_or_default()));
+        let failure = Some(Violation::new(Check::Assertion, text.unwrap_or_default()));
         Report { seed, trace: 0, stats: Stats::default(), failure }
     })
 }

@@ -1,57 +1,147 @@
-//! The simulation from the command line: `cairn-sim [--seeds N] [--seed S] [--json] [--verbose] [--model]`. Ends with 1
-//! when a seed failed.
+//! The simulation from the command line. `--help` says what it takes. Ends with 1 when a seed failed, or a bug that was
+//! planted was not found.
 
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
-use cairn_sim::{Options, Summary, run, run_many};
+use cairn_sim::{Options, Summary, planted, run, run_many};
 
-fn main() -> ExitCode {
-    let mut seeds = 100;
-    let mut first = 1;
-    let mut single = false;
-    let (mut json, mut verbose, mut model) = (false, false, false);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut number = |what: &str| match arguments.next().and_then(|text| text.parse::<u64>().ok()) {
-            Some(number) => Ok(number),
-            None => {
-                eprintln!("{what} wants a number");
-                Err(ExitCode::from(2))
-            }
-        };
+const USAGE: &str = "usage: cairn-sim [--seeds N] [--seed S] [--json] [--verbose] [--model]
+       cairn-sim --list-planted                     the bugs that can be planted
+       cairn-sim --planted NAME [--seeds N | --seed S]  plants one and looks for it
+       cairn-sim --mutants [--seeds N] [--json]     looks for every one; prints the table
+       cairn-sim --pinned                           replays the seed at which each was found
+--planted, --mutants and --pinned need the feature `planted`.";
+
+#[derive(Default)]
+struct Arguments {
+    seeds: Option<u64>,
+    seed: Option<u64>,
+    planted: Option<String>,
+    json: bool,
+    verbose: bool,
+    model: bool,
+    list: bool,
+    mutants: bool,
+    pinned: bool,
+}
+
+fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let mut arguments = Arguments::default();
+    while let Some(argument) = given.next() {
+        let mut value = || given.next().ok_or_else(|| format!("{argument} wants a value"));
+        let number = |text: String| text.parse::<u64>().map_err(|_| format!("{argument} wants a number"));
         match argument.as_str() {
-            "--seeds" => match number("--seeds") {
-                Ok(number) => seeds = number,
-                Err(code) => return code,
-            },
-            "--seed" => match number("--seed") {
-                Ok(number) => (first, single) = (number, true),
-                Err(code) => return code,
-            },
-            "--json" => json = true,
-            "--verbose" => verbose = true,
-            "--model" => model = true,
-            other => {
-                eprintln!(
-                    "unknown argument `{other}`; usage: cairn-sim [--seeds N] [--seed S] [--json] [--verbose] [--model]"
-                );
-                return ExitCode::from(2);
-            }
+            "--seeds" => arguments.seeds = Some(number(value()?)?),
+            "--seed" => arguments.seed = Some(number(value()?)?),
+            "--planted" => arguments.planted = Some(value()?),
+            "--json" => arguments.json = true,
+            "--verbose" => arguments.verbose = true,
+            "--model" => arguments.model = true,
+            "--list-planted" => arguments.list = true,
+            "--mutants" => arguments.mutants = true,
+            "--pinned" => arguments.pinned = true,
+            other => return Err(format!("unknown argument `{other}`")),
         }
     }
-    let options = Options { verbose, model, ..Options::default() };
-    let summary = if single {
-        let mut summary = Summary::default();
-        let report = run(first, options);
-        eprintln!("trace {:016x}", report.trace);
-        summary.add(report);
-        summary
-    } else {
-        run_many(first, seeds, &options)
+    Ok(arguments)
+}
+
+fn main() -> ExitCode {
+    let arguments = match parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(wrong) => {
+            eprintln!("{wrong}\n{USAGE}");
+            return ExitCode::from(2);
+        }
     };
-    let text = if json { format!("{:#}", summary.to_json()) } else { summary.to_text() };
+    let options = Options { verbose: arguments.verbose, model: arguments.model, ..Options::default() };
+    if arguments.list {
+        planted::names().iter().for_each(|name| println!("{name}"));
+        return ExitCode::SUCCESS;
+    }
+    let wants_bug = arguments.mutants || arguments.pinned || arguments.planted.is_some();
+    if wants_bug && !cfg!(feature = "planted") {
+        eprintln!("this program was built without the feature `planted`\n{USAGE}");
+        return ExitCode::from(2);
+    }
+    if wants_bug && !arguments.verbose {
+        // A planted bug makes assertions fail by the hundred; what they say is in the report.
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    if arguments.mutants {
+        return mutants(arguments.seeds.unwrap_or(10_000), arguments.json, &options);
+    }
+    if arguments.pinned {
+        let wrong = planted::replay_pinned(&options);
+        wrong.iter().for_each(|what| println!("{what}"));
+        println!("{} pinned seeds replayed with and without their bugs", planted::pinned().len());
+        return verdict(wrong.is_empty());
+    }
+    if let Some(name) = &arguments.planted {
+        return look_for(name, &arguments, &options);
+    }
+    let summary = match arguments.seed {
+        Some(seed) => {
+            let mut summary = Summary::default();
+            let report = run(seed, options);
+            eprintln!("trace {:016x}", report.trace);
+            summary.add(report);
+            summary
+        }
+        None => run_many(1, arguments.seeds.unwrap_or(100), &options),
+    };
+    let text = if arguments.json { format!("{:#}", summary.to_json()) } else { summary.to_text() };
     println!("{text}");
-    if summary.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    verdict(summary.failures.is_empty())
+}
+
+fn verdict(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn look_for(name: &str, arguments: &Arguments, options: &Options) -> ExitCode {
+    let Some(bug) = planted::names().into_iter().find(|bug| *bug == name) else {
+        eprintln!("there is no bug `{name}`; --list-planted names them");
+        return ExitCode::from(2);
+    };
+    if let Some(seed) = arguments.seed {
+        let good = planted::plant(Some(bug));
+        let report = run(seed, options.clone());
+        match &report.failure {
+            Some(failure) => println!("{bug}: seed {seed}: {failure}"),
+            None => println!("{bug}: seed {seed} finds nothing"),
+        }
+        return verdict(good && report.failure.is_some());
+    }
+    let found = planted::hunt(bug, arguments.seeds.unwrap_or(10_000), options);
+    println!("{}\n{}", planted::head(), found.to_text());
+    if let Some(failure) = found.report.as_ref().and_then(|report| report.failure.as_ref()) {
+        println!("{failure}");
+    }
+    verdict(found.report.is_some())
+}
+
+fn mutants(seeds: u64, json: bool, options: &Options) -> ExitCode {
+    let mut rows = Vec::new();
+    if !json {
+        println!("{}", planted::head());
+    }
+    for bug in planted::names() {
+        let found = planted::hunt(bug, seeds, options);
+        if !json {
+            println!("{}", found.to_text());
+        }
+        rows.push(found);
+    }
+    let caught = rows.iter().filter(|found| found.report.is_some()).count();
+    let seconds: f64 = rows.iter().map(|found| found.seconds).sum();
+    if json {
+        let all = rows.iter().map(planted::Found::to_json).collect::<Vec<_>>();
+        println!("{:#}", serde_json::json!({ "bugs": all, "found": caught, "seconds": seconds }));
+    } else {
+        println!("{caught} of {} bugs found in {seconds:.0} s", rows.len());
+    }
+    verdict(caught == rows.len())
 }

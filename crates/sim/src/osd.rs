@@ -22,6 +22,7 @@ use cairn_types::{Epoch, Incarnation, OsdId, PgId, RequestId};
 use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
 use crate::caller::Caller;
 use crate::check::flush::Synced;
+use crate::check::once::Logs;
 use crate::engine::Engine;
 use crate::medium::{Done, Medium};
 use crate::model::Model;
@@ -84,8 +85,9 @@ pub(crate) struct OsdHost {
     pub(crate) disk_delay: Nanos,
     gives_up: bool,
     pub(crate) synced: Synced,
+    pub(crate) logs: Logs,
+    log_entries: usize,
     persisting: BTreeMap<u64, Vec<crate::check::flush::Effect>>,
-    pub(crate) seen_epoch: Epoch,
     pub(crate) stopped: bool,
     /// Why its store failed.
     pub(crate) failure: Option<String>,
@@ -96,7 +98,7 @@ pub(crate) struct OsdHost {
 }
 
 impl OsdHost {
-    pub(crate) fn new(index: usize, rng: &mut Rng, model: bool) -> Self {
+    pub(crate) fn new(index: usize, rng: &mut Rng, model: bool, log_entries: usize) -> Self {
         let uuid = 0x05d0_0000 + index as u128;
         let medium = new_medium(uuid, rng, model);
         Self {
@@ -123,8 +125,9 @@ impl OsdHost {
             disk_delay: 0,
             gives_up: rng.chance(300),
             synced: Synced::default(),
+            logs: Logs::default(),
+            log_entries,
             persisting: BTreeMap::new(),
-            seen_epoch: Epoch(0),
             stopped: false,
             failure: None,
             requests: BTreeMap::new(),
@@ -141,7 +144,7 @@ impl OsdHost {
         self.uuid += 0x100;
         self.identity = Identity::default();
         self.synced = Synced::default();
-        self.seen_epoch = Epoch(0);
+        self.logs = Logs::default();
         self.medium = new_medium(self.uuid, rng, model);
     }
 
@@ -218,12 +221,13 @@ impl OsdHost {
         let config = Config {
             requests_per_pg: 64,
             bytes_in_flight: 4 << 20,
-            log_entries: 48,
+            log_entries: self.log_entries,
             ..Config::new(id, Incarnation(reply.incarnation), Epoch(reply.epoch))
         };
         let (epoch, pgs) = self.medium.load().expect("a disk that keeps its promises opens");
         for (pg, loaded) in &pgs {
             let log = loaded.log.iter().map(|entry| (entry.version.seq, entry.request));
+            self.logs.found(*pg, log.clone());
             self.synced.found(*pg, loaded.log.first().map_or(loaded.commit, |entry| entry.version.seq - 1), log);
         }
         assert!(epoch <= Epoch(reply.epoch), "an OSD has seen an epoch that no registration follows");
@@ -398,8 +402,6 @@ impl OsdHost {
                 });
                 format!("{id:?} map {epoch} {}", configs.collect::<Vec<_>>().join(" "))
             });
-            assert!(epoch >= self.seen_epoch || epoch == Epoch(0), "I7: an OSD's epoch went back");
-            self.seen_epoch = self.seen_epoch.max(epoch);
         }
     }
 
@@ -478,6 +480,7 @@ impl OsdHost {
         match output {
             Output::Persist { token, transaction } => {
                 bus.say(|| format!("{id} stores {}", describe(&transaction)));
+                self.logs.follow(&transaction);
                 self.persisting.insert(token.0, crate::check::flush::effects(&transaction));
                 self.medium.submit(token.0, *transaction);
             }

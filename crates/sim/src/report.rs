@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::check::Violation;
+
 /// Counted along the way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -66,7 +68,7 @@ pub struct Report {
     /// Counted along the way.
     pub stats: Stats,
     /// What was violated, if anything was.
-    pub failure: Option<String>,
+    pub failure: Option<Violation>,
 }
 
 impl Report {
@@ -101,8 +103,7 @@ impl Summary {
     /// For machines.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let failure =
-            |report: &Report| json!({ "seed": report.seed, "failure": report.failure, "replay": report.command() });
+        let failure = |report: &Report| json!({ "seed": report.seed, "check": report.failure.as_ref().map(|f| f.check.name()), "failure": report.failure.as_ref().map(|f| f.what.as_str()), "replay": report.command() });
         let mean = |count: u64| count as f64 / self.seeds.max(1) as f64;
         json!({
             "seeds": self.seeds,
@@ -145,7 +146,7 @@ impl Summary {
         lines.push("sometimes:".into());
         lines.extend(self.stats.sometimes.iter().map(row));
         for report in &self.failures {
-            let what = report.failure.as_deref().unwrap_or_default();
+            let Some(what) = &report.failure else { continue };
             lines.push(format!("FAILED seed {}: {what}\n  replay: {}", report.seed, report.command()));
         }
         lines.push(format!("{} of {} seeds failed", self.failures.len(), self.seeds));

@@ -69,7 +69,7 @@ fn the_metadata_leader_dies_and_io_does_not_care() {
 #[test]
 fn an_old_primary_is_isolated_with_its_clients() {
     for ways in [Ways::Both, Ways::Inbound, Ways::Outbound] {
-        let fault = Fault::Isolate { osd: primary(), from: Whom::OsdsAndMembers, ways, lasts: 8 * SECOND };
+        let fault = Fault::Isolate { osd: primary(), with: None, from: Whom::OsdsAndMembers, ways, lasts: 8 * SECOND };
         for seed in 1..=5 {
             story(seed, vec![(4 * SECOND, fault.clone())]);
         }
@@ -110,11 +110,12 @@ fn all_lose_their_power_at_once() {
 fn a_volume_changes_hands_while_the_old_holder_is_cut_off() {
     for seed in 1..=8 {
         // The primary serves its clients and does not hear of the take-over.
-        let cut = Fault::Isolate { osd: primary(), from: Whom::Members, ways: Ways::Both, lasts: 6 * SECOND };
+        let cut =
+            Fault::Isolate { osd: primary(), with: None, from: Whom::Members, ways: Ways::Both, lasts: 6 * SECOND };
         let plan = vec![
             (4 * SECOND, cut),
-            (4 * SECOND + 100 * MS, Fault::Steal { volume: 0 }),
-            (4 * SECOND + 100 * MS, Fault::Steal { volume: 1 }),
+            (4 * SECOND + 100 * MS, Fault::Steal { volume: 0, shared: false }),
+            (4 * SECOND + 100 * MS, Fault::Steal { volume: 1, shared: false }),
         ];
         story(seed, plan);
     }

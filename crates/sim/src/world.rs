@@ -10,38 +10,37 @@ use std::sync::Arc;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    CreatePoolRequest, CreateVolumeRequest, DeleteVolumeRequest, DownEvidence, Pool, RegisterNodeRequest,
-    ReportDownRequest, SetOsdPlaced, VolumeRef, volume_ref,
+    CreatePoolRequest, CreateVolumeRequest, DeleteVolumeRequest, Pool, RegisterNodeRequest, VolumeRef, volume_ref,
 };
 use cairn_types::map::ClusterMap;
-use cairn_types::peer::PgState;
-use cairn_types::{BLOCK_SIZE, OsdId, PgId, PoolId, VolumeId};
+use cairn_types::{BLOCK_SIZE, OsdId, PgId, VolumeId};
 
-use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND, Weather};
+use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
 use crate::caller::Caller;
+use crate::check::epochs::Epochs;
 use crate::check::flush::{Oracle, Synced};
+use crate::check::once::Once;
 use crate::check::prefix::Prefix;
-use crate::check::{linear, replicas};
+use crate::check::{Check, Violation};
 use crate::client::{BLOCKS, ClientHost};
-use crate::faults::{self, Fault, Pick, Ways};
 use crate::history::History;
 use crate::meta::MetaHost;
 use crate::osd::{Directory, OsdHost};
+use crate::plan::{self, Plan, SHARED, Shape};
+use crate::profile::Profile;
 use crate::rng::Rng;
 use crate::{Options, Report};
 
-/// What goes wrong, and how long after the beginning.
-pub(crate) type Plan = Vec<(Nanos, Fault)>;
-
 const PULSE: Nanos = 200 * MS;
 const OBJECT_SIZE: u32 = 64 << 10;
-const PGS: u32 = 8;
+pub(crate) const BLOCKS_PER_OBJECT: u64 = OBJECT_SIZE as u64 / BLOCK_SIZE as u64;
+pub(crate) const PGS: u32 = 8;
 /// The last one is deleted on the way.
 const VOLUMES: usize = 3;
-const DOOMED: usize = VOLUMES - 1;
+pub(crate) const DOOMED: usize = VOLUMES - 1;
 
 #[derive(Debug, PartialEq, Eq)]
-enum Setup {
+pub(crate) enum Setup {
     Pool,
     Node,
     Volume(usize),
@@ -50,39 +49,47 @@ enum Setup {
 }
 
 pub(crate) struct World {
-    options: Options,
-    bus: Bus,
-    metas: Vec<MetaHost>,
-    osds: Vec<OsdHost>,
-    clients: Vec<ClientHost>,
-    keeper: Caller<Setup>,
-    directory: Directory,
-    history: History,
+    pub(crate) options: Options,
+    pub(crate) profile: Profile,
+    pub(crate) bus: Bus,
+    pub(crate) metas: Vec<MetaHost>,
+    pub(crate) osds: Vec<OsdHost>,
+    pub(crate) clients: Vec<ClientHost>,
+    pub(crate) keeper: Caller<Setup>,
+    pub(crate) directory: Directory,
+    pub(crate) history: History,
     oracle: Oracle,
     prefix: Prefix,
-    volumes: BTreeMap<usize, VolumeId>,
-    lost: BTreeMap<OsdId, Synced>,
+    once: Once,
+    pub(crate) epochs: Epochs,
+    pub(crate) volumes: BTreeMap<usize, VolumeId>,
+    pub(crate) lost: BTreeMap<OsdId, Synced>,
     setup_done: bool,
     primaries: BTreeMap<PgId, OsdId>,
-    failure: Option<String>,
-    healed: bool,
+    pub(crate) failure: Option<Violation>,
+    pub(crate) healed: bool,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
-        let osds = (0..options.osds).map(|index| OsdHost::new(index, &mut rng, options.model)).collect();
+        let profile = Profile::draw(&mut rng.fork(3));
+        let osds = (0..options.osds).map(|index| OsdHost::new(index, &mut rng, options.model, profile.log_entries));
+        let osds = osds.collect();
         let bus = Bus::new(rng.fork(1), options.verbose);
         Self {
             bus,
             metas: (0..options.members).map(|index| MetaHost::new(index, options.members)).collect(),
             osds,
-            clients: (0..options.clients).map(|index| ClientHost::new(index, options.members)).collect(),
+            clients: (0..options.clients).map(|i| ClientHost::new(i, options.members, profile.clone())).collect(),
+            profile,
             keeper: Caller::new(Node::Keeper, 0x6b65_6570, options.members),
             directory: Directory::default(),
             history: History::default(),
             oracle: Oracle::default(),
             prefix: Prefix::default(),
+            once: Once::default(),
+            epochs: Epochs::default(),
             volumes: BTreeMap::new(),
             lost: BTreeMap::new(),
             setup_done: false,
@@ -101,7 +108,7 @@ impl World {
         let end = start + self.options.safety;
         let plan = match plan {
             Some(plan) => plan.into_iter().map(|(at, fault)| (start + at, fault)).collect(),
-            None => faults::plan(&mut rng, self.options.osds, self.options.members, start, end),
+            None => plan::draw(&mut rng, Shape { osds: self.options.osds, members: self.options.members }, start, end),
         };
         let doom = rng.between(start, end);
         self.bus.at(doom, Event::Doom);
@@ -117,7 +124,7 @@ impl World {
         self.sweep();
         let limit = self.bus.now + 20 * SECOND;
         if !self.until(limit, Self::is_swept) {
-            self.fail(|world| format!("reading everything at the end did not end: {}", world.ailments()));
+            self.fail(Check::Liveness, |w| format!("reading everything at the end did not end: {}", w.ailments()));
         }
         // Let commit points and idle records settle.
         let rest = self.bus.now + 2 * SECOND;
@@ -134,15 +141,24 @@ impl World {
         let limit = self.bus.now + self.options.liveness;
         if !self.until(limit, Self::is_whole) {
             let seconds = self.options.liveness / SECOND;
-            self.fail(|world| format!("not whole {seconds} s after healing: {}", world.ailments()));
+            self.fail(Check::Liveness, |w| format!("not whole {seconds} s after healing: {}", w.ailments()));
         }
     }
 
-    fn fail(&mut self, what: impl FnOnce(&Self) -> String) {
+    pub(crate) fn fail(&mut self, check: Check, what: impl FnOnce(&Self) -> String) {
         if self.failure.is_none() {
             let what = what(self);
-            self.bus.say(|| format!("FAILED: {what}"));
-            self.failure = Some(what);
+            self.demand(Err(Violation::new(check, what)));
+        }
+    }
+
+    /// The first broken promise ends the run.
+    pub(crate) fn demand(&mut self, result: Result<(), Violation>) {
+        if let Err(violation) = result
+            && self.failure.is_none()
+        {
+            self.bus.say(|| format!("FAILED: {violation}"));
+            self.failure = Some(violation);
         }
     }
 
@@ -161,7 +177,7 @@ impl World {
     }
 
     /// Runs until a moment, or until something holds; gives whether it does.
-    fn until(&mut self, end: Nanos, holds: impl Fn(&Self) -> bool) -> bool {
+    pub(crate) fn until(&mut self, end: Nanos, holds: impl Fn(&Self) -> bool) -> bool {
         self.bus.at(end, Event::Check);
         let mut next_look = self.bus.now;
         while self.failure.is_none() {
@@ -183,7 +199,7 @@ impl World {
 
     // ------------------------------------------------------------------------------------------------------ events
 
-    fn handle(&mut self, event: Event) {
+    pub(crate) fn handle(&mut self, event: Event) {
         match event {
             Event::Deliver { from, from_life, to, to_life, body } => self.deliver(from, from_life, to, to_life, body),
             Event::Refused { at, life, peer } if self.bus.life(at) == Some(life) => self.refused(at, peer),
@@ -294,36 +310,46 @@ impl World {
             let lost = self.lost.iter().map(|(id, synced)| (*id, synced));
             let disks: BTreeMap<OsdId, &Synced> =
                 lost.chain(self.osds.iter().filter_map(|osd| Some((osd.id()?, &osd.synced)))).collect();
-            for (request, pg, config) in acks {
-                if let Err(failure) = self.oracle.acked(request, pg, &config, &disks) {
-                    self.failure.get_or_insert(failure);
-                }
-            }
+            let newest = self.metas.iter().map(MetaHost::map).max_by_key(|map| map.epoch).expect("there are members");
+            let min_size = self.options.min_size as usize;
+            let oracle = &mut self.oracle;
+            let result = acks.into_iter().try_for_each(|(request, pg, config)| {
+                let configs = [Some(&config), newest.pgs.get(&pg)];
+                let configs = configs.into_iter().flatten().collect::<Vec<_>>();
+                oracle.acked(request, pg, &configs, min_size, &disks)
+            });
+            self.demand(result);
         }
-        let Some(core) = &self.osds[index].core else { return };
-        for status in core.status() {
-            if let Err(failure) = self.prefix.committed(status.pg, status.committed) {
-                self.failure.get_or_insert(failure);
-            }
-        }
+        let host = &self.osds[index];
+        let Some(core) = &host.core else { return };
+        let (node, epoch) = (Node::Osd(index), core.map().epoch);
+        let (prefix, once, epochs) = (&mut self.prefix, &mut self.once, &mut self.epochs);
+        let result = epochs.saw(node, epoch).and(core.status().iter().try_for_each(|status| {
+            epochs.takes_part(node, status.pg, status.c)?;
+            once.committed(status.pg, status.committed, &host.logs)?;
+            prefix.committed(status.pg, status.committed)
+        }));
+        self.demand(result);
         if let Some(failure) = self.osds[index].failure.take() {
-            self.fail(|_| format!("osd {index}: {failure}"));
+            self.fail(Check::Store, |_| format!("osd {index}: {failure}"));
         }
         if self.osds[index].stopped {
             self.osds[index].kill(&mut self.bus, false);
+            self.epochs.restart(Node::Osd(index));
             self.bus.after(300 * MS, Event::Restart(Node::Osd(index)));
         }
     }
 
     fn look_at_client(&mut self, index: usize) {
         if let Some(failure) = self.clients[index].failure.take() {
-            self.fail(|_| format!("client {index}: {failure}"));
+            self.fail(Check::Client, |_| format!("client {index}: {failure}"));
         }
         if std::mem::take(&mut self.clients[index].took_over)
             && let Some(volume) = self.clients[index].volume
         {
+            let shared = self.clients[index].shared;
             for (_, other) in self.clients.iter_mut().enumerate().filter(|(other, _)| *other != index) {
-                other.supersede(volume);
+                other.supersede(volume, shared);
             }
         }
     }
@@ -343,7 +369,7 @@ impl World {
 
     // ------------------------------------------------------------------------------------------------------- setup
 
-    fn newest_map(&self) -> &Arc<ClusterMap> {
+    pub(crate) fn newest_map(&self) -> &Arc<ClusterMap> {
         let maps = self.metas.iter().map(MetaHost::map);
         maps.max_by_key(|map| map.epoch).expect("there are members")
     }
@@ -393,14 +419,18 @@ impl World {
             (Some(Setup::Volume(index)), Some(Answer::CreateVolume(reply))) => {
                 let volume = VolumeId(reply.volume.map_or(0, |volume| volume.id));
                 self.volumes.insert(index, volume);
-                self.clients[index].take(&mut self.bus, volume);
+                if index == SHARED.0 {
+                    SHARED.1.iter().for_each(|client| self.clients[*client].take(&mut self.bus, volume, true));
+                } else {
+                    self.clients[index].take(&mut self.bus, volume, false);
+                }
             }
             (Some(Setup::Delete), Some(Answer::Error(_))) => {
                 // Still held: the detachment is on its way.
                 self.bus.after(SECOND, Event::Doom);
             }
             (Some(what @ (Setup::Pool | Setup::Volume(_))), other) => {
-                self.fail(|_| format!("{what:?} was refused: {other:?}"));
+                self.fail(Check::Client, |_| format!("{what:?} was refused: {other:?}"));
             }
             _ => {}
         }
@@ -415,307 +445,5 @@ impl World {
         let volume = Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) });
         let request = DeleteVolumeRequest { mutation: None, volume };
         self.keeper.call(&mut self.bus, Payload::DeleteVolume(request), Setup::Delete);
-    }
-
-    // ------------------------------------------------------------------------------------------------------ faults
-
-    fn choose(&self, pick: Pick) -> usize {
-        let map = self.newest_map();
-        let config = |index: u32| map.pgs.get(&PgId { pool: PoolId(1), index });
-        let id = match pick {
-            Pick::Index(index) => return index,
-            Pick::PrimaryOf(pg) => config(pg).and_then(|config| config.primary),
-            Pick::ReplicaOf(pg) => {
-                config(pg).and_then(|config| config.isr.iter().copied().find(|osd| Some(*osd) != config.primary))
-            }
-        };
-        id.and_then(|id| self.directory.index.get(&id).copied()).unwrap_or(0)
-    }
-
-    fn inflict(&mut self, fault: Fault) {
-        if self.healed {
-            return;
-        }
-        self.bus.say(|| format!("fault: {fault:?}"));
-        if !matches!(fault, Fault::Lose { .. }) {
-            *self.bus.stats.faults.entry(fault.kind()).or_default() += 1;
-        }
-        match fault {
-            Fault::Kill { osd, power, back, exited } => {
-                let index = self.choose(osd);
-                self.kill_osd(index, power, back, exited);
-            }
-            Fault::Pause { osd, lasts } => {
-                let index = self.choose(osd);
-                if self.osds[index].alive && !self.osds[index].paused {
-                    self.bus.say(|| format!("osd {index} stands still"));
-                    self.osds[index].paused = true;
-                    self.bus.after(lasts, Event::Resume(Node::Osd(index)));
-                }
-            }
-            Fault::KillMember { leader, member, back } => {
-                let leading = self.metas.iter().position(MetaHost::leads).filter(|_| leader);
-                let index = leading.unwrap_or(member);
-                if self.metas[index].is_alive() {
-                    self.metas[index].kill(&mut self.bus);
-                    self.bus.after(back, Event::Restart(Node::Meta(index)));
-                }
-            }
-            Fault::Isolate { osd, from, ways, lasts } => {
-                let index = self.choose(osd);
-                let fault = Fault::Isolate { osd: Pick::Index(index), from, ways, lasts };
-                self.cut(&fault, true);
-                self.bus.after(lasts, Event::Undo(fault));
-            }
-            Fault::SplitMembers { lasts, .. } => {
-                self.cut(&fault, true);
-                self.bus.after(lasts, Event::Undo(fault));
-            }
-            Fault::SlowDisk { osd, delay, lasts } => {
-                let index = self.choose(osd);
-                self.osds[index].disk_delay = delay;
-                self.bus.after(lasts, Event::Undo(Fault::SlowDisk { osd: Pick::Index(index), delay, lasts }));
-            }
-            Fault::Weather { drop, twice, reorder, delay, delay_max, lasts } => {
-                self.bus.weather = Weather { drop, twice, reorder, delay, delay_max };
-                self.bus.after(lasts, Event::Undo(fault));
-            }
-            Fault::Steal { volume } => {
-                let free = self.clients.iter().position(ClientHost::holds_nothing);
-                if let (Some(client), Some(volume)) = (free, self.volumes.get(&volume)) {
-                    self.clients[client].take(&mut self.bus, *volume);
-                }
-            }
-            Fault::Lose { osd } => {
-                let index = self.choose(osd);
-                if self.is_spare(index) {
-                    self.lose(index);
-                }
-            }
-            Fault::Blackout { back } => {
-                for index in 0..self.osds.len() {
-                    let later = back + self.bus.rng.below(SECOND);
-                    self.kill_osd(index, true, later, None);
-                }
-            }
-        }
-    }
-
-    /// Nothing depends on this disk alone: all is well, and every group it belongs to has another copy to spare.
-    fn is_spare(&self, index: usize) -> bool {
-        let Some(id) = self.osds[index].id() else { return false };
-        let map = self.newest_map();
-        let rich = |config: &cairn_types::map::PgConfig| {
-            !config.isr.contains(&id) || config.isr.len() > self.options.min_size as usize
-        };
-        let well = self.osds.iter().all(|osd| osd.alive && !osd.paused) && !self.bus.any_cut();
-        well && self.metas.iter().all(MetaHost::is_alive) && map.pgs.values().all(rich)
-    }
-
-    fn lose(&mut self, index: usize) {
-        let id = self.osds[index].id().expect("spare ones are registered");
-        *self.bus.stats.faults.entry("loss of a disk").or_default() += 1;
-        self.bus.say(|| format!("osd {index} ({id}) loses its disk"));
-        self.kill_osd(index, true, 2 * SECOND, Some(0));
-        // What was flushed there before counted until it was lost.
-        self.lost.insert(id, self.osds[index].synced.clone());
-        let mut rng = self.bus.rng.fork(99);
-        self.osds[index].replace_disk(&mut rng, self.options.model);
-        let request = SetOsdPlaced { id: id.0, placed: false, weight: None };
-        self.keeper.call(&mut self.bus, Payload::SetOsdPlaced(request), Setup::Other);
-    }
-
-    fn kill_osd(&mut self, index: usize, power: bool, back: Nanos, exited: Option<Nanos>) {
-        if !self.osds[index].alive {
-            return;
-        }
-        self.bus.say(|| format!("osd {index} dies"));
-        let (id, incarnation) = (self.osds[index].id(), self.osds[index].incarnation());
-        let registered = self.osds[index].core.is_some();
-        self.osds[index].kill(&mut self.bus, power);
-        self.bus.after(back, Event::Restart(Node::Osd(index)));
-        if let (Some(_), Some(id), true) = (exited, id, registered) {
-            let request = ReportDownRequest {
-                mutation: None,
-                reporter: None,
-                osd: id.0,
-                incarnation,
-                evidence: DownEvidence::Exited.into(),
-            };
-            self.keeper.call(&mut self.bus, Payload::ReportDown(request), Setup::Other);
-        }
-    }
-
-    fn cut(&mut self, fault: &Fault, on: bool) {
-        let pairs = match fault {
-            Fault::Isolate { osd: Pick::Index(index), from, ways, .. } => {
-                let me = Node::Osd(*index);
-                let (osds, members) = (self.options.osds, self.options.members);
-                let others = faults::others(*from, *index, osds, members, self.options.clients);
-                others.into_iter().map(|other| (me, other, *ways)).collect::<Vec<_>>()
-            }
-            Fault::SplitMembers { one, other, ways, .. } => vec![(Node::Meta(*one), Node::Meta(*other), *ways)],
-            _ => Vec::new(),
-        };
-        for (me, other, ways) in pairs {
-            let directions = match ways {
-                Ways::Both => vec![(me, other), (other, me)],
-                Ways::Inbound => vec![(other, me)],
-                Ways::Outbound => vec![(me, other)],
-            };
-            for (from, to) in directions {
-                if on { self.bus.cut(from, to) } else { self.bus.mend(from, to) }
-            }
-        }
-    }
-
-    fn undo(&mut self, fault: &Fault) {
-        if self.healed {
-            return;
-        }
-        match fault {
-            Fault::Isolate { .. } | Fault::SplitMembers { .. } => self.cut(fault, false),
-            Fault::SlowDisk { osd: Pick::Index(index), .. } => self.osds[*index].disk_delay = 0,
-            Fault::Weather { .. } => self.bus.weather = Weather::default(),
-            _ => {}
-        }
-    }
-
-    fn restart(&mut self, node: Node) {
-        match node {
-            Node::Osd(index) if !self.osds[index].alive => {
-                self.osds[index].start(&mut self.bus, self.options.members);
-            }
-            Node::Meta(index) if !self.metas[index].is_alive() => self.metas[index].start(&mut self.bus),
-            _ => {}
-        }
-    }
-
-    fn resume(&mut self, index: usize) {
-        if !self.osds[index].paused {
-            return;
-        }
-        self.bus.say(|| format!("osd {index} goes on"));
-        self.osds[index].paused = false;
-        for event in std::mem::take(&mut self.osds[index].inbox) {
-            self.handle(event);
-        }
-    }
-
-    fn heal(&mut self) {
-        self.bus.say(|| "everything is healed".to_owned());
-        self.healed = true;
-        self.bus.mend_all();
-        for index in 0..self.metas.len() {
-            self.restart(Node::Meta(index));
-        }
-        for index in 0..self.osds.len() {
-            self.osds[index].disk_delay = 0;
-            self.restart(Node::Osd(index));
-            self.resume(index);
-        }
-    }
-
-    // ------------------------------------------------------------------------------------------------------ the end
-
-    /// Every group serves with all the members placement wants, and every client is at work.
-    fn is_whole(&self) -> bool {
-        let map = self.newest_map();
-        let whole = |config: &cairn_types::map::PgConfig| {
-            config.primary.is_some() && config.isr.len() == self.options.size as usize && config.backfill.is_empty()
-        };
-        let purged = self.volumes.get(&DOOMED).is_some_and(|volume| !map.volumes.contains_key(volume));
-        !map.pgs.is_empty() && map.pgs.values().all(whole) && purged && self.primaries_serve() && self.sessions_settle()
-    }
-
-    fn primaries_serve(&self) -> bool {
-        let active = self.osds.iter().filter_map(|osd| osd.core.as_ref()).flat_map(|core| core.status());
-        let active = active.filter(|status| status.state == PgState::Active && status.missing_blocks == 0).count();
-        active == PGS as usize
-    }
-
-    fn sessions_settle(&self) -> bool {
-        self.clients.iter().all(|client| client.is_working() || client.holds_nothing())
-            && self.clients.iter().any(ClientHost::is_working)
-    }
-
-    /// Clients stop making operations and read everything once more.
-    fn sweep(&mut self) {
-        for index in 0..self.clients.len() {
-            self.clients[index].resting = true;
-            if self.clients[index].is_working() {
-                self.clients[index].sweep = (0..BLOCKS).collect();
-                for _ in 0..4 {
-                    self.bus.after(MS, Event::Work { client: index });
-                }
-            }
-        }
-    }
-
-    fn is_swept(&self) -> bool {
-        self.clients.iter().all(|client| client.holds_nothing() || (client.sweep.is_empty() && client.is_idle()))
-    }
-
-    fn ailments(&self) -> String {
-        let map = self.newest_map();
-        let mut lines = vec![format!("map {}", map.epoch)];
-        for (pg, config) in &map.pgs {
-            let osds = |set: &[OsdId]| set.iter().map(|osd| osd.0.to_string()).collect::<Vec<_>>().join(",");
-            lines.push(format!(
-                "{pg} {} primary {:?} isr [{}] acting [{}] backfill [{}] up [{}]",
-                config.c,
-                config.primary,
-                osds(&config.isr),
-                osds(&config.acting),
-                osds(&config.backfill),
-                osds(&config.up)
-            ));
-        }
-        for osd in &self.osds {
-            let Some(core) = &osd.core else {
-                lines.push(format!("osd {} has no core", osd.index));
-                continue;
-            };
-            let (id, epoch, unreachable) = (osd.id(), core.map().epoch, core.unreachable());
-            lines.push(format!("osd {} {id:?} at {epoch}, unreachable {unreachable:?}", osd.index));
-            for status in core.status().iter().filter(|status| status.state != PgState::Replica) {
-                lines.push(format!("  {status:?}"));
-            }
-        }
-        lines.join("\n  ")
-    }
-
-    /// Nothing is left of a deleted volume, nor of groups that live elsewhere now.
-    fn check_cleared(&mut self, map: &ClusterMap) -> Result<(), String> {
-        let doomed = self.volumes.get(&DOOMED).copied();
-        for host in self.osds.iter_mut().filter(|osd| osd.core.is_some()) {
-            let Some(id) = host.id() else { continue };
-            for (pg, config) in &map.pgs {
-                let content = host.medium.content(*pg, PGS);
-                let member = config.isr.contains(&id);
-                if let Some(left) = content.keys().find(|(object, _)| !member || Some(object.volume) == doomed) {
-                    return Err(format!("{id} still has {left:?} of {pg}"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn check_end(&mut self) {
-        if self.failure.is_some() {
-            return;
-        }
-        let map = Arc::clone(self.newest_map());
-        let (directory, osds) = (&self.directory, &mut self.osds);
-        let content = |id: OsdId, pg: PgId| {
-            let host = directory.index.get(&id).map(|index| &mut osds[*index]);
-            host.map(|host| host.medium.content(pg, PGS)).unwrap_or_default()
-        };
-        let equal = replicas::check(&map, content);
-        let linear = linear::check(&self.history);
-        let cleared = self.check_cleared(&map);
-        if let Err(failure) = linear.and(equal).and(cleared) {
-            self.fail(|_| failure);
-        }
     }
 }

@@ -7,6 +7,7 @@ use cairn_types::map::ClusterMap;
 use cairn_types::{ConfVersion, OsdId, PgId, RequestId};
 
 use super::{Core, LinkState, Output};
+use crate::planted::{Bug, planted};
 use crate::request::State;
 
 /// Where the map sends a request.
@@ -43,9 +44,10 @@ impl Core {
         }
         let until = now + self.config.timing.resend;
         self.requests.wait(seq, State::Sent { to, interval: target.interval, at: now }, Some(until));
+        let acked_through = if planted(Bug::AckedTooFar) { seq - 1 } else { self.requests.acked_through() };
         let request = ClientRequest {
             id: RequestId { session: self.config.session, seq },
-            acked_through: self.requests.acked_through(),
+            acked_through,
             trace,
             pg: target.pg,
             c: target.c,

@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cairn_types::peer::{AbsentMember, BlockSet, LogEntry, LogPoint, MAX_DIRTY_OBJECTS};
+use cairn_types::peer::{AbsentMember, BlockSet, EntryOp, LogEntry, LogPoint, MAX_DIRTY_OBJECTS};
 use cairn_types::{ObjectId, OsdId};
 
 use super::record::{self, Attribute};
+use crate::planted::{Bug, planted};
 
 /// Absent members that are remembered per PG; the lowest number goes when there are more.
 const MAX_ABSENT: usize = 8;
@@ -75,6 +76,9 @@ impl Absents {
 
     /// An entry was appended: everybody absent lacks it.
     pub(crate) fn fold(&mut self, entry: &LogEntry, object_size: u32) {
+        if planted(Bug::ForgetZeros) && matches!(entry.op, EntryOp::Zero { .. }) {
+            return;
+        }
         let (offset, len) = entry.op.span(object_size);
         let mut full = Vec::new();
         for (osd, absent) in &mut self.members {
@@ -139,7 +143,6 @@ impl Absents {
 
 #[cfg(test)]
 mod tests {
-    use cairn_types::peer::EntryOp;
     use cairn_types::{ConfVersion, Epoch, Generation, PoolId, RequestId, SnapId, Version, VolumeId};
 
     use super::*;

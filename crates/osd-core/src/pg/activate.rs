@@ -161,13 +161,8 @@ impl Pg {
             // This OSD lost what it had acknowledged: it must not lead.
             self.usable = false;
         } else {
-            if planted(Bug::AdoptShortest) {
-                let shortest = reports.iter().map(|(_, report)| report.end().seq()).min().unwrap_or(u64::MAX);
-                self.cut_back(ctx, shortest.clamp(self.log.commit(), self.log.end().seq()));
-            }
             let longest = reports.iter().max_by_key(|(osd, report)| (report.end().version, std::cmp::Reverse(*osd)));
-            let longer =
-                |report: &LogReport| report.end().version > self.log.end().version && !planted(Bug::AdoptShortest);
+            let longer = |report: &LogReport| report.end().version > self.log.end().version;
             match longest.filter(|(_, report)| longer(report)) {
                 Some((osd, report)) => self.fetch_from(ctx, *osd, report),
                 None => self.align_all(ctx, self.log.end().seq()),
@@ -265,6 +260,7 @@ impl Pg {
         let agreed = agreed.into_iter().filter_map(|(osd, at)| Some((osd, at?))).collect::<Vec<_>>();
         let common = agreed.iter().map(|(_, at)| at.seq()).chain([own]).min().unwrap_or(own);
         let knows_commit = self.primary.as_ref().is_some_and(|primary| primary.knows_commit);
+        let knows_commit = knows_commit || planted(Bug::CutUncertain);
         self.cut_fenced(ctx, if knows_commit { commit } else { common });
         let end = self.log.end();
         for (osd, at) in agreed {

@@ -193,8 +193,13 @@ impl Pg {
     /// What another OSD says about this PG.
     pub(crate) fn handle_peer(&mut self, ctx: &mut Ctx<'_>, from: OsdId, life: Incarnation, message: PeerMessage) {
         let PeerMessage::Pg { c, attempt, body, .. } = message else { return };
-        let stale = planted(Bug::TakeOldConfiguration) && matches!(body, PgMessage::Replicate { .. });
-        if c < self.config.c && !stale {
+        if c < self.config.c {
+            if let (true, PgMessage::Replicate { entries, .. }) = (planted(Bug::AckOldConfiguration), &body)
+                && let Some(last) = entries.last()
+            {
+                let body = PgMessage::Ack { persisted: last.entry.point(), gap: false };
+                ctx.out.send(from, self.id, c, attempt, body);
+            }
             return;
         }
         if c > self.config.c {
@@ -205,7 +210,7 @@ impl Pg {
             return;
         }
         self.touched = true;
-        let from_primary = self.config.primary == Some(from) || (stale && c < self.config.c);
+        let from_primary = self.config.primary == Some(from);
         match body {
             PgMessage::QueryLog if from_primary => self.handle_query(ctx, from, attempt),
             PgMessage::FetchLog { after, through } if from_primary => {

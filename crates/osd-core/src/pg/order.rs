@@ -267,7 +267,7 @@ impl Pg {
 
     /// Commits the longest prefix that every member of every configuration that may be in force has persisted (I2).
     fn advance_commit(&mut self, ctx: &mut Ctx<'_>) {
-        let Some(through) = self.committable() else { return };
+        let Some(through) = self.committable(ctx) else { return };
         if through <= self.log.commit() {
             return;
         }
@@ -282,7 +282,7 @@ impl Pg {
     }
 
     /// `None`: nothing may be committed now.
-    fn committable(&self) -> Option<u64> {
+    fn committable(&self, ctx: &Ctx<'_>) -> Option<u64> {
         let primary = self.primary.as_ref()?;
         if !primary.phase.is_aligned() || self.durable_c < self.config.c || !self.usable {
             return None;
@@ -292,10 +292,13 @@ impl Pg {
             return Some(through);
         }
         for isr in self.in_force() {
-            if isr.len() < self.min_size && !planted(Bug::IgnoreMinSize) {
+            if isr.len() < self.min_size {
                 return None;
             }
             for osd in isr.iter().filter(|osd| **osd != self.me) {
+                if planted(Bug::IgnoreMinSize) && isr.len() == self.min_size && ctx.peers.is_down(ctx.now, *osd) {
+                    continue;
+                }
                 if planted(Bug::DropWithoutCas) && primary.members.get(osd).is_some_and(Member::is_behind) {
                     continue;
                 }

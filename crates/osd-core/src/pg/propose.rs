@@ -112,8 +112,7 @@ impl Pg {
     /// Failed members are dropped, if enough remain.
     fn without_failed(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
         let failed = self.failed(ctx);
-        let least = if planted(Bug::IgnoreMinSize) { 1 } else { self.min_size };
-        let enough = !failed.is_empty() && self.config.isr.len() - failed.len() >= least;
+        let enough = !failed.is_empty() && self.config.isr.len() - failed.len() >= self.min_size;
         enough.then(|| without(&self.config, &failed))
     }
 

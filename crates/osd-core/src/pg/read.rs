@@ -50,13 +50,8 @@ impl Pg {
     /// See [`Pg::start_read`].
     pub(super) fn read_again(&mut self, ctx: &mut Ctx<'_>, read: ClientRead) {
         let (object, offset, len) = (read.request.object, read.request.offset, read.request.len);
-        if self.missing.lacks(object, offset, len) && !planted(Bug::ServeMissing) {
+        if self.missing.lacks(object, offset, len) {
             self.repair.wait_for(object, offset, len, Some(read));
-            return;
-        }
-        if planted(Bug::LeaseBeforeRead) && !self.must_persist().iter().all(|osd| ctx.peers.holds_lease(ctx.now, *osd))
-        {
-            self.repair.wait_for(object, offset, 0, Some(read));
             return;
         }
         let Some(primary) = &mut self.primary else { return };
@@ -87,6 +82,12 @@ impl Pg {
                 let ReadRequest { id, envelope, .. } = read.request;
                 primary.ready.push(ReadyRead { conn: read.conn, id, after, data, envelope });
             }
+            Err(ReadFailure::Corrupt { .. }) if planted(Bug::ServeZeros) => {
+                let ReadRequest { id, len, envelope, .. } = read.request;
+                let blocks = vec![BlockState::Absent; (len / BLOCK_SIZE) as usize];
+                let data = ReadData { data: vec![0; len as usize].into(), blocks };
+                primary.ready.push(ReadyRead { conn: read.conn, id, after: 0, data, envelope });
+            }
             Err(ReadFailure::Corrupt { offsets }) => {
                 self.missing.add(request.object, &offsets);
                 self.read_again(ctx, read);
@@ -113,7 +114,7 @@ impl Pg {
 
     /// Every member of every configuration that may be in force has granted its lease.
     fn holds_leases(&self, ctx: &Ctx<'_>) -> bool {
-        if planted(Bug::ReadWithoutLease) || planted(Bug::LeaseBeforeRead) {
+        if planted(Bug::ReadWithoutLease) {
             return true;
         }
         let all = self.must_persist();

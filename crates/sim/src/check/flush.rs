@@ -7,6 +7,8 @@ use cairn_osd_core::Transaction;
 use cairn_types::map::PgConfig;
 use cairn_types::{OsdId, PgId, RequestId};
 
+use super::{Check, Violation};
+
 /// What one durable transaction means to the oracle.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
@@ -75,28 +77,35 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    /// An OSD acknowledges a write. `config` is what it goes by; `disks` are all of them.
+    /// An OSD acknowledges a write. `configs` are what it goes by and what is newest in the metadata service: both may
+    /// be in force. `disks` are all of them.
     pub(crate) fn acked(
         &mut self,
         request: RequestId,
         pg: PgId,
-        config: &PgConfig,
+        configs: &[&PgConfig],
+        min_size: usize,
         disks: &BTreeMap<OsdId, &Synced>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Violation> {
         if !self.known.insert(request) {
             return Ok(());
         }
-        let position = config.isr.iter().find_map(|osd| disks.get(osd)?.position(pg, request));
+        let broken = |what: String| Err(Violation::new(Check::Flush, format!("{pg}: {request:?} {what}")));
+        let everybody = configs.iter().flat_map(|config| &config.isr).collect::<BTreeSet<_>>();
+        let position = everybody.iter().find_map(|osd| disks.get(osd)?.position(pg, request));
         let Some(seq) = position else {
-            return Err(format!("{pg}: {request:?} was acknowledged, but no in-sync disk has its entry"));
+            return broken("was acknowledged, but no in-sync disk has its entry".into());
         };
-        for osd in &config.isr {
+        for osd in &everybody {
             if !disks.get(osd).is_some_and(|disk| disk.covers(pg, seq, request)) {
-                return Err(format!(
-                    "{pg}: {request:?} at {seq} was acknowledged under {} {:?}, but {osd} has no completed flush of it",
-                    config.c, config.isr
+                let sets = configs.iter().map(|config| (config.c, &config.isr)).collect::<Vec<_>>();
+                return broken(format!(
+                    "at {seq} was acknowledged while {sets:?} may be in force, but {osd} has no completed flush of it"
                 ));
             }
+        }
+        if everybody.len() < min_size {
+            return broken(format!("at {seq} was acknowledged by {} copies", everybody.len()));
         }
         Ok(())
     }

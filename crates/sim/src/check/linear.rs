@@ -3,14 +3,16 @@
 
 use std::collections::BTreeSet;
 
+use super::{Check, Violation};
 use crate::history::{Block, BlockOp, History};
 
 /// The first block whose history has no such order.
-pub(crate) fn check(history: &History) -> Result<(), String> {
+pub(crate) fn check(history: &History) -> Result<(), Violation> {
     for (block, ops) in &history.blocks {
-        no_fenced_effects(*block, ops)?;
+        no_fenced_effects(*block, ops).map_err(|what| Violation::new(Check::Fence, what))?;
         if !is_linearizable(ops) {
-            return Err(format!("block {block:?} is not linearizable:\n{}", print(ops)));
+            let what = format!("block {block:?} is not linearizable:\n{}", print(ops));
+            return Err(Violation::new(Check::Linearizable, what));
         }
     }
     Ok(())

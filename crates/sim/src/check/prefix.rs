@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use cairn_types::PgId;
 use cairn_types::peer::LogPoint;
 
+use super::{Check, Violation};
+
 /// See the file's head.
 #[derive(Debug, Default)]
 pub(crate) struct Prefix {
@@ -14,11 +16,12 @@ pub(crate) struct Prefix {
 
 impl Prefix {
     /// Some member says that the log is committed through this point.
-    pub(crate) fn committed(&mut self, pg: PgId, point: LogPoint) -> Result<(), String> {
+    pub(crate) fn committed(&mut self, pg: PgId, point: LogPoint) -> Result<(), Violation> {
         let known = self.committed.entry((pg, point.seq())).or_insert(point);
         if *known == point {
             return Ok(());
         }
-        Err(format!("{pg}: two entries are committed at position {}: {known:?} and {point:?}", point.seq()))
+        let what = format!("{pg}: two entries are committed at position {}: {known:?} and {point:?}", point.seq());
+        Err(Violation::new(Check::Prefix, what))
     }
 }

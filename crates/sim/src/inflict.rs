@@ -1,0 +1,229 @@
+//! How a fault is done to the world, and undone.
+
+use cairn_proto::meta::command::Payload;
+use cairn_proto::meta::{DownEvidence, ReportDownRequest, SetOsdPlaced};
+use cairn_types::map::PgConfig;
+use cairn_types::{ObjectId, PgId, PoolId, SnapId};
+
+use crate::bus::{Event, Nanos, Node, SECOND, Weather};
+use crate::client::ClientHost;
+use crate::faults::{self, Fault, Pick, Ways};
+use crate::meta::MetaHost;
+use crate::world::{BLOCKS_PER_OBJECT, Setup, World};
+
+impl World {
+    fn choose(&self, pick: Pick) -> usize {
+        let map = self.newest_map();
+        let config = |index: u32| map.pgs.get(&PgId { pool: PoolId(1), index });
+        let id = match pick {
+            Pick::Index(index) => return index,
+            Pick::PrimaryOf(pg) => config(pg).and_then(|config| config.primary),
+            Pick::ReplicaOf(pg) => {
+                config(pg).and_then(|config| config.isr.iter().copied().find(|osd| Some(*osd) != config.primary))
+            }
+            Pick::HotPrimary(volume) => self.hot_group(volume).and_then(|config| config.primary),
+            Pick::HotReplica(volume) => self.hot_group(volume).and_then(|config| {
+                // Not always the same one.
+                let others = config.isr.iter().copied().filter(|osd| Some(*osd) != config.primary).collect::<Vec<_>>();
+                others.get((self.bus.now / SECOND) as usize % others.len().max(1)).copied()
+            }),
+        };
+        id.and_then(|id| self.directory.index.get(&id).copied()).unwrap_or(0)
+    }
+
+    /// The group in which a volume's work is concentrated.
+    fn hot_group(&self, volume: usize) -> Option<&PgConfig> {
+        let block = *self.profile.hot.first()?;
+        let volume = *self.volumes.get(&volume)?;
+        let (pool, index) = (PoolId(1), block / BLOCKS_PER_OBJECT);
+        let object = ObjectId { pool, volume, index, snapshot: SnapId::HEAD };
+        self.newest_map().pg_of(pool, object.hash()).map(|(_, config)| config)
+    }
+
+    pub(crate) fn inflict(&mut self, fault: Fault) {
+        if self.healed {
+            return;
+        }
+        self.bus.say(|| format!("fault: {fault:?}"));
+        if !matches!(fault, Fault::Lose { .. }) {
+            *self.bus.stats.faults.entry(fault.kind()).or_default() += 1;
+        }
+        match fault {
+            Fault::Kill { osd, power, back, exited } => {
+                let index = self.choose(osd);
+                self.kill_osd(index, power, back, exited);
+            }
+            Fault::Pause { osd, lasts } => {
+                let index = self.choose(osd);
+                if self.osds[index].alive && !self.osds[index].paused {
+                    self.bus.say(|| format!("osd {index} stands still"));
+                    self.osds[index].paused = true;
+                    self.bus.after(lasts, Event::Resume(Node::Osd(index)));
+                }
+            }
+            Fault::KillMember { leader, member, back } => {
+                let leading = self.metas.iter().position(MetaHost::leads).filter(|_| leader);
+                let index = leading.unwrap_or(member);
+                if self.metas[index].is_alive() {
+                    self.metas[index].kill(&mut self.bus);
+                    self.bus.after(back, Event::Restart(Node::Meta(index)));
+                }
+            }
+            Fault::Isolate { osd, with, from, ways, lasts } => {
+                let index = self.choose(osd);
+                let fault = Fault::Isolate { osd: Pick::Index(index), with, from, ways, lasts };
+                self.cut(&fault, true);
+                self.bus.after(lasts, Event::Undo(fault));
+            }
+            Fault::SplitMembers { lasts, .. } => {
+                self.cut(&fault, true);
+                self.bus.after(lasts, Event::Undo(fault));
+            }
+            Fault::SlowDisk { osd, delay, lasts } => {
+                let index = self.choose(osd);
+                self.osds[index].disk_delay = delay;
+                self.bus.after(lasts, Event::Undo(Fault::SlowDisk { osd: Pick::Index(index), delay, lasts }));
+            }
+            Fault::Weather { drop, twice, reorder, delay, delay_max, lasts } => {
+                self.bus.weather = Weather { drop, twice, reorder, delay, delay_max };
+                self.bus.after(lasts, Event::Undo(fault));
+            }
+            Fault::Steal { volume, shared } => {
+                let free = self.clients.iter().position(ClientHost::holds_nothing);
+                if let (Some(client), Some(volume)) = (free, self.volumes.get(&volume)) {
+                    self.clients[client].take(&mut self.bus, *volume, shared);
+                }
+            }
+            Fault::Lose { osd } => {
+                let index = self.choose(osd);
+                if self.is_spare(index) {
+                    self.lose(index);
+                }
+            }
+            Fault::Blackout { back } => {
+                for index in 0..self.osds.len() {
+                    let later = back + self.bus.rng.below(SECOND);
+                    self.kill_osd(index, true, later, None);
+                }
+            }
+        }
+    }
+
+    /// Nothing depends on this disk alone: all is well, and every group it belongs to has another copy to spare.
+    fn is_spare(&self, index: usize) -> bool {
+        let Some(id) = self.osds[index].id() else { return false };
+        let map = self.newest_map();
+        let rich = |config: &PgConfig| !config.isr.contains(&id) || config.isr.len() > self.options.min_size as usize;
+        let well = self.osds.iter().all(|osd| osd.alive && !osd.paused) && !self.bus.any_cut();
+        well && self.metas.iter().all(MetaHost::is_alive) && map.pgs.values().all(rich)
+    }
+
+    fn lose(&mut self, index: usize) {
+        let id = self.osds[index].id().expect("spare ones are registered");
+        *self.bus.stats.faults.entry("loss of a disk").or_default() += 1;
+        self.bus.say(|| format!("osd {index} ({id}) loses its disk"));
+        self.kill_osd(index, true, 2 * SECOND, Some(0));
+        // What was flushed there before counted until it was lost.
+        self.lost.insert(id, self.osds[index].synced.clone());
+        let mut rng = self.bus.rng.fork(99);
+        self.osds[index].replace_disk(&mut rng, self.options.model);
+        self.epochs.forget(Node::Osd(index));
+        let request = SetOsdPlaced { id: id.0, placed: false, weight: None };
+        self.keeper.call(&mut self.bus, Payload::SetOsdPlaced(request), Setup::Other);
+    }
+
+    pub(crate) fn kill_osd(&mut self, index: usize, power: bool, back: Nanos, exited: Option<Nanos>) {
+        if !self.osds[index].alive {
+            return;
+        }
+        self.bus.say(|| format!("osd {index} dies"));
+        let (id, incarnation) = (self.osds[index].id(), self.osds[index].incarnation());
+        let registered = self.osds[index].core.is_some();
+        self.osds[index].kill(&mut self.bus, power);
+        self.epochs.restart(Node::Osd(index));
+        self.bus.after(back, Event::Restart(Node::Osd(index)));
+        if let (Some(_), Some(id), true) = (exited, id, registered) {
+            let request = ReportDownRequest {
+                mutation: None,
+                reporter: None,
+                osd: id.0,
+                incarnation,
+                evidence: DownEvidence::Exited.into(),
+            };
+            self.keeper.call(&mut self.bus, Payload::ReportDown(request), Setup::Other);
+        }
+    }
+
+    fn cut(&mut self, fault: &Fault, on: bool) {
+        let pairs = match fault {
+            Fault::Isolate { osd: Pick::Index(index), with, from, ways, .. } => {
+                let (osds, members) = (self.options.osds, self.options.members);
+                let others = faults::others(*from, *index, osds, members, self.options.clients);
+                let group = [Some(Node::Osd(*index)), with.map(Node::Client)];
+                let outside = |node: &Node| !group.contains(&Some(*node));
+                let others = others.into_iter().filter(outside).collect::<Vec<_>>();
+                let pairs = group.iter().flatten().flat_map(|me| others.iter().map(|other| (*me, *other, *ways)));
+                pairs.collect::<Vec<_>>()
+            }
+            Fault::SplitMembers { one, other, ways, .. } => vec![(Node::Meta(*one), Node::Meta(*other), *ways)],
+            _ => Vec::new(),
+        };
+        for (me, other, ways) in pairs {
+            let directions = match ways {
+                Ways::Both => vec![(me, other), (other, me)],
+                Ways::Inbound => vec![(other, me)],
+                Ways::Outbound => vec![(me, other)],
+            };
+            for (from, to) in directions {
+                if on { self.bus.cut(from, to) } else { self.bus.mend(from, to) }
+            }
+        }
+    }
+
+    pub(crate) fn undo(&mut self, fault: &Fault) {
+        if self.healed {
+            return;
+        }
+        match fault {
+            Fault::Isolate { .. } | Fault::SplitMembers { .. } => self.cut(fault, false),
+            Fault::SlowDisk { osd: Pick::Index(index), .. } => self.osds[*index].disk_delay = 0,
+            Fault::Weather { .. } => self.bus.weather = Weather::default(),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn restart(&mut self, node: Node) {
+        match node {
+            Node::Osd(index) if !self.osds[index].alive => {
+                self.osds[index].start(&mut self.bus, self.options.members);
+            }
+            Node::Meta(index) if !self.metas[index].is_alive() => self.metas[index].start(&mut self.bus),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn resume(&mut self, index: usize) {
+        if !self.osds[index].paused {
+            return;
+        }
+        self.bus.say(|| format!("osd {index} goes on"));
+        self.osds[index].paused = false;
+        for event in std::mem::take(&mut self.osds[index].inbox) {
+            self.handle(event);
+        }
+    }
+
+    pub(crate) fn heal(&mut self) {
+        self.bus.say(|| "everything is healed".to_owned());
+        self.healed = true;
+        self.bus.mend_all();
+        for index in 0..self.metas.len() {
+            self.restart(Node::Meta(index));
+        }
+        for index in 0..self.osds.len() {
+            self.osds[index].disk_delay = 0;
+            self.restart(Node::Osd(index));
+            self.resume(index);
+        }
+    }
+}
