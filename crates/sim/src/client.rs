@@ -20,7 +20,7 @@ use crate::osd::Directory;
 use crate::profile::Profile;
 
 /// Operations under way at once.
-const WINDOW: usize = 5;
+const WINDOW: usize = 4;
 const PULSE: Nanos = 200 * MS;
 
 /// Blocks of each volume that are worked on.

@@ -5,7 +5,7 @@ use cairn_proto::meta::{DownEvidence, ReportDownRequest, SetOsdPlaced};
 use cairn_types::map::PgConfig;
 use cairn_types::{ObjectId, PgId, PoolId, SnapId};
 
-use crate::bus::{Event, Nanos, Node, SECOND, Weather};
+use crate::bus::{Event, MS, Nanos, Node, SECOND, Weather};
 use crate::client::ClientHost;
 use crate::faults::{self, Fault, Pick, Ways};
 use crate::meta::MetaHost;
@@ -42,6 +42,10 @@ impl World {
 
     pub(crate) fn inflict(&mut self, fault: Fault) {
         if self.healed {
+            return;
+        }
+        if self.is_precarious() && !matches!(fault, Fault::Weather { .. } | Fault::Steal { .. }) {
+            self.bus.after(300 * MS, Event::Fault(fault));
             return;
         }
         self.bus.say(|| format!("fault: {fault:?}"));
@@ -109,6 +113,17 @@ impl World {
         }
     }
 
+    /// A disk is gone for good and not yet replaced in every in-sync set: another failure now could leave a group with
+    /// one copy, which only a person may call the truth.
+    fn is_precarious(&mut self) -> bool {
+        let Some(id) = self.losing else { return false };
+        let counts = self.newest_map().pgs.values().any(|config| config.isr.contains(&id));
+        if !counts {
+            self.losing = None;
+        }
+        counts
+    }
+
     /// Nothing depends on this disk alone: all is well, and every group it belongs to has another copy to spare.
     fn is_spare(&self, index: usize) -> bool {
         let Some(id) = self.osds[index].id() else { return false };
@@ -125,6 +140,7 @@ impl World {
         self.kill_osd(index, true, 2 * SECOND, Some(0));
         // What was flushed there before counted until it was lost.
         self.lost.insert(id, self.osds[index].synced.clone());
+        self.losing = Some(id);
         let mut rng = self.bus.rng.fork(99);
         self.osds[index].replace_disk(&mut rng, self.options.model);
         self.epochs.forget(Node::Osd(index));

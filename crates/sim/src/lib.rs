@@ -62,7 +62,7 @@ impl Default for Options {
             clients: 5,
             size: 3,
             min_size: 2,
-            safety: 25 * bus::SECOND,
+            safety: 18 * bus::SECOND,
             liveness: 60 * bus::SECOND,
             model: false,
             verbose: false,

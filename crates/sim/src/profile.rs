@@ -34,7 +34,7 @@ impl Profile {
             hot,
             hot_share: rng.between(300, 900),
             reads: rng.between(250, 550),
-            think: rng.between(60 * MS, 250 * MS),
+            think: rng.between(80 * MS, 400 * MS),
             log_entries: *rng.pick(&[8, 16, 48]),
         }
     }

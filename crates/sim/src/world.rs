@@ -64,6 +64,8 @@ pub(crate) struct World {
     pub(crate) epochs: Epochs,
     pub(crate) volumes: BTreeMap<usize, VolumeId>,
     pub(crate) lost: BTreeMap<OsdId, Synced>,
+    /// A disk was lost and still counts somewhere: nothing else goes wrong until it does not.
+    pub(crate) losing: Option<OsdId>,
     setup_done: bool,
     primaries: BTreeMap<PgId, OsdId>,
     pub(crate) failure: Option<Violation>,
@@ -92,6 +94,7 @@ impl World {
             epochs: Epochs::default(),
             volumes: BTreeMap::new(),
             lost: BTreeMap::new(),
+            losing: None,
             setup_done: false,
             primaries: BTreeMap::new(),
             failure: None,
@@ -104,7 +107,7 @@ impl World {
     pub(crate) fn run(mut self, seed: u64, plan: Option<Plan>) -> Report {
         let mut rng = Rng::new(seed).fork(2);
         self.begin();
-        let start = 8 * SECOND;
+        let start = 5 * SECOND;
         let end = start + self.options.safety;
         let plan = match plan {
             Some(plan) => plan.into_iter().map(|(at, fault)| (start + at, fault)).collect(),

@@ -1,6 +1,8 @@
 //! No acknowledged write is lost: no read, begun after a write was acknowledged, sees something that was over before
 //! that write began. Linearizability says the same and more; this says it of the one thing that must never happen.
 
+use std::collections::BTreeMap;
+
 use super::{Check, Violation};
 use crate::history::{BlockOp, History};
 
@@ -16,21 +18,27 @@ pub(crate) fn check(history: &History) -> Result<(), Violation> {
 }
 
 fn first_lost(ops: &[BlockOp]) -> Option<(&BlockOp, &BlockOp)> {
+    // When the last write of each value was over; of what was there at the beginning, at once.
+    let mut over = BTreeMap::from([(0, 0)]);
+    for op in ops.iter().filter(|op| op.is_write) {
+        let end = over.entry(op.value).or_default();
+        *end = op.ended.unwrap_or(u64::MAX).max(*end);
+    }
+    // Acknowledged writes in the order of their ends; of each and those before it, the one that began last.
+    let mut acked = ops.iter().filter(|op| op.is_write && op.ended.is_some()).collect::<Vec<_>>();
+    acked.sort_by_key(|op| op.ended);
+    let ends = acked.iter().filter_map(|op| op.ended).collect::<Vec<_>>();
+    let latest = acked.iter().scan(None::<&BlockOp>, |latest, op| {
+        *latest = Some(latest.filter(|known| known.begun >= op.begun).unwrap_or(op));
+        *latest
+    });
+    let latest = latest.collect::<Vec<_>>();
     ops.iter().filter(|op| !op.is_write && op.ended.is_some()).find_map(|read| {
-        let lost = ops.iter().filter(|op| op.is_write).find(|write| misses(ops, read, write));
-        lost.map(|write| (read, write))
+        let before = ends.partition_point(|end| *end < read.begun);
+        let write = *latest.get(before.checked_sub(1)?)?;
+        let known = over.get(&read.value).copied().unwrap_or_default();
+        (write.begun > known && write.value != read.value).then_some((read, write))
     })
-}
-
-/// Everything that the value read may come from was over before this acknowledged write began.
-fn misses(ops: &[BlockOp], read: &BlockOp, write: &BlockOp) -> bool {
-    let acked_before = write.ended.is_some_and(|ended| ended < read.begun);
-    acked_before
-        && write.value != read.value
-        && !ops
-            .iter()
-            .filter(|other| other.is_write && other.value == read.value)
-            .any(|source| source.ended.is_none_or(|ended| ended >= write.begun))
 }
 
 #[cfg(test)]
