@@ -51,11 +51,11 @@ mod tests {
 
     #[test]
     fn an_older_value_after_an_acknowledgement_is_a_loss() {
-        let (first, second) = (op(true, 1, 0, Some(1)), op(true, 2, 2, Some(3)));
-        assert!(first_lost(&[first.clone(), second.clone(), op(false, 1, 4, Some(5))]).is_some());
-        assert!(first_lost(&[first.clone(), op(false, 0, 4, Some(5))]).is_some(), "the beginning is older than all");
-        assert!(first_lost(&[first.clone(), second.clone(), op(false, 1, 2, Some(5))]).is_none(), "still under way");
-        let unknown = op(true, 1, 0, None);
-        assert!(first_lost(&[unknown, second, op(false, 1, 4, Some(5))]).is_none(), "it may have come later");
+        let (first, second) = (op(true, 1, 1, Some(2)), op(true, 2, 3, Some(4)));
+        assert!(first_lost(&[first.clone(), second.clone(), op(false, 1, 5, Some(6))]).is_some());
+        assert!(first_lost(&[first.clone(), op(false, 0, 5, Some(6))]).is_some(), "the beginning is older than all");
+        assert!(first_lost(&[first.clone(), second.clone(), op(false, 1, 3, Some(6))]).is_none(), "still under way");
+        let unknown = op(true, 1, 1, None);
+        assert!(first_lost(&[unknown, second, op(false, 1, 5, Some(6))]).is_none(), "it may have come later");
     }
 }
