@@ -13,6 +13,7 @@ mod error;
 mod format;
 mod io;
 mod key;
+pub mod planted;
 mod record;
 mod scan;
 pub mod segment;

@@ -10,6 +10,7 @@ use cairn_types::peer::LogEntry;
 use super::view::{Wait, split};
 use super::{Delta, LogPosition, Planned, Row, Store};
 use crate::key::{Key, Part, RowKey};
+use crate::planted::{Bug, planted};
 use crate::record::Origin;
 use crate::segment::{MAX_SEGMENTS, ObjectInfo, Segment};
 
@@ -249,6 +250,9 @@ impl Store {
     /// durable.
     fn free_block(&mut self, at: u64) {
         self.deferred.forget(at);
+        if planted(Bug::ReuseBeforeCheckpoint) && self.free.free_blocks() > 0 {
+            return self.free.give(at, 1);
+        }
         self.quarantine.push(at);
     }
 }

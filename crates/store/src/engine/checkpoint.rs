@@ -23,6 +23,7 @@ use crate::codec::{Malformed, Reader, Writer};
 use crate::error::Error;
 use crate::io::IoOp;
 use crate::key::RowKey;
+use crate::planted::{Bug, planted};
 use crate::record::{Origin, encode_entry};
 use crate::superblock::{Checkpoint, Superblock};
 use crate::tree::{Change, MAX_VALUE, NodeRef, Rewrite};
@@ -85,11 +86,15 @@ impl Store {
         let Some(mut run) = self.checkpoint.take() else { return };
         self.merge_slices(&mut run);
         let written = run.finished.is_some() && run.node_writes == 0 && run.relogs == 0;
-        if written && !run.syncing && !self.deferred.has_through(run.epoch) {
-            run.syncing = true;
+        let copied = !self.deferred.has_through(run.epoch) || planted(Bug::ForgetDeferred);
+        let due = written && copied && !run.syncing;
+        run.syncing |= due;
+        self.checkpoint = Some(run);
+        if due && planted(Bug::IndexBeforeData) {
+            self.checkpoint_data_durable();
+        } else if due {
             self.want_sync.push(Waiter::CheckpointData);
         }
-        self.checkpoint = Some(run);
     }
 
     fn freeze(&mut self) {
@@ -99,7 +104,7 @@ impl Store {
         if unchanged && self.quarantine.is_empty() {
             return;
         }
-        let relogs = self.relog_pending(position.lsn);
+        let relogs = if planted(Bug::ForgetPending) { 0 } else { self.relog_pending(position.lsn) };
         let number = self.superblock.checkpoint.number + 1;
         self.checkpoint = Some(Run {
             epoch: self.epoch,
@@ -172,7 +177,17 @@ impl Store {
             run.unsettled = None;
             if last && let Some(rewrite) = run.rewrite.take() {
                 run.finished = Some(rewrite.finish());
+                self.reuse_nodes_too_early(run);
             }
+        }
+    }
+
+    /// Only what is planted does this.
+    fn reuse_nodes_too_early(&mut self, run: &mut Run) {
+        if planted(Bug::ReuseTreeNodes)
+            && let Some((_, nodes)) = &mut run.finished
+        {
+            std::mem::take(nodes).into_iter().for_each(|block| self.free.give(block, 1));
         }
     }
 
@@ -229,7 +244,7 @@ impl Store {
         let Some(run) = &mut self.checkpoint else { return };
         let root = run.finished.as_ref().and_then(|(root, _)| *root);
         let mut superblock = self.superblock.clone();
-        superblock.sequence += 1;
+        superblock.sequence += if planted(Bug::OneSuperblock) { 2 } else { 1 };
         superblock.checkpoint = Checkpoint {
             next_lsn: run.position.lsn + 1,
             ring_pos: run.position.pos,

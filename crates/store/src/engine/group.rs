@@ -10,6 +10,7 @@ use super::apply::Durable;
 use super::{Delta, LogPosition, Pending, Planned, Purpose, Store, Waiter};
 use crate::codec::Writer;
 use crate::io::IoOp;
+use crate::planted::{Bug, planted as is_planted};
 use crate::record::{HEADER, Header, Image, Origin, Piece, PieceTo, TxnImage};
 use crate::segment::Block;
 use crate::transaction::Output;
@@ -95,7 +96,8 @@ impl Store {
         }
         // Nothing else to wait for: write and flush are handed over together.
         let alone = writes == 1 && !self.syncing && self.want_sync.is_empty();
-        let fused = alone && draft.transactions.iter().all(|planned| !self.placed.contains_key(&planned.id));
+        let placed = |planned: &Planned| self.placed.contains_key(&planned.id) && !is_planted(Bug::FlushBeforeWrites);
+        let fused = alone && !is_planted(Bug::AckUnflushed) && !draft.transactions.iter().any(placed);
         self.syncing |= fused;
         let meta_len = (HEADER + draft.meta.bytes.len()) as u32;
         let header = self.header(false, meta_len, (bytes / 4096) as u32, draft.transactions.len() as u32);
@@ -144,10 +146,22 @@ impl Store {
     /// Remembers where the entries were first logged.
     pub(super) fn stamp(&mut self, planned: &Planned, origin: Origin) {
         if let (Some(id), None) = (planned.scope, planned.relog) {
+            if is_planted(Bug::CopyBeforeCommit) {
+                self.copy_too_early(planned);
+            }
             let pg = self.pgs.entry(id).or_default();
             for (entry, delta) in &planned.append {
                 let pending = Pending { entry: Arc::clone(entry), delta: Arc::clone(delta) };
                 pg.unapplied.insert((entry.version.seq, origin), pending);
+            }
+        }
+    }
+
+    /// Only what is planted does this.
+    fn copy_too_early(&mut self, planned: &Planned) {
+        for change in planned.append.iter().flat_map(|(_, delta)| &delta.changes).filter(|change| change.inline) {
+            if let (Some(at), Some(data)) = (change.to.at(), &change.data) {
+                self.deferred.put(at, data.clone(), self.epoch);
             }
         }
     }
@@ -176,8 +190,13 @@ impl Store {
     fn sync_group_if_written(&mut self) {
         let placed = &self.placed;
         let Some(group) = self.group.as_mut().filter(|group| group.writes == 0 && !group.syncing) else { return };
-        if group.transactions.iter().all(|planned| !placed.contains_key(&planned.id)) {
+        let placed = |planned: &Planned| placed.contains_key(&planned.id) && !is_planted(Bug::FlushBeforeWrites);
+        if !group.transactions.iter().any(placed) {
             group.syncing = true;
+            if is_planted(Bug::AckUnflushed) {
+                let tokens = group.transactions.iter_mut().filter_map(|planned| planned.token.take());
+                self.outputs.extend(tokens.map(|token| Output::Persisted { token }));
+            }
             self.want_sync.push(Waiter::Group);
         }
     }

@@ -15,6 +15,7 @@ use super::view::{Wait, split};
 use super::{BlockChange, Delta, Item, Pending, Planned, Purpose, Store};
 use crate::io::IoOp;
 use crate::key::{Key, MAX_ATTRIBUTE_NAME};
+use crate::planted::{Bug, planted};
 use crate::segment::{Block, MAX_SEGMENTS, SEGMENT_BLOCKS, Segment};
 use crate::transaction::{Rejection, Token, Transaction, scope_of};
 
@@ -218,7 +219,7 @@ impl Store {
         }
         let rewind = t.rewind.map(|_| end);
         let mut keep = end;
-        commit = commit.max(t.commit.min(end));
+        commit = commit.max(if planted(Bug::ApplyBeforeCommit) { end } else { t.commit.min(end) });
         if let Some(point) = t.restart {
             if point.seq() < commit {
                 return refuse("restart", point.seq(), commit, end);
@@ -509,7 +510,7 @@ fn draft_data(
         let (segment, slot) = split(block);
         let now = &mut view.get_mut(&(key, segment)).expect("every touched segment was gathered").blocks[slot];
         let at = match *now {
-            Block::Data { at, .. } if small => at,
+            Block::Data { at, .. } if small || planted(Bug::WriteInPlace) => at,
             _ => {
                 *fresh += 1;
                 PROVISIONAL + *fresh - 1

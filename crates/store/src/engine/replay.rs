@@ -20,6 +20,7 @@ use crate::alloc::UsedMap;
 use crate::codec::Malformed;
 use crate::error::Error;
 use crate::key::Key;
+use crate::planted::{Bug, planted};
 use crate::record::{Image, Origin, PieceTo, TxnImage};
 use crate::scan::{Log, Scanned};
 use crate::segment::{Block, MAX_SEGMENTS, SEGMENT_BLOCKS};
@@ -73,7 +74,8 @@ impl Store {
         (ring.head, ring.next_lsn, ring.prev_crc) = (log.head, log.next_lsn, log.prev_crc);
         (ring.used, ring.written, ring.durable_lsn) = (scanned, scanned, log.next_lsn - 1);
         ring.applied = LogPosition { lsn: log.next_lsn - 1, pos: log.head, crc: log.prev_crc, written: scanned };
-        for (pg, from) in course.dropped {
+        let dropped = if planted(Bug::ForgetDropped) { BTreeMap::new() } else { course.dropped };
+        for (pg, from) in dropped {
             let (id, commit) = (self.number().0, self.pgs.entry(pg).or_default().planned_commit);
             let dropped = Some((from, log.next_lsn - 1));
             self.planned.push_back(Planned { id, scope: Some(pg), commit, dropped, ..Planned::default() });
@@ -285,8 +287,10 @@ impl Course<'_> {
                 };
                 let crc = crc.ok_or_else(|| malformed("checksums"))?;
                 let bytes = data.as_ref().map(|data| data.slice(i as usize * 4096..(i as usize + 1) * 4096));
-                let newer = self.whole && self.overlaid.get(&at).is_some_and(|order| *order > step.order);
-                let checked = inline || (lsn > self.durable_lsn && !newer);
+                let newer = !planted(Bug::DropOverlaid)
+                    && self.whole
+                    && self.overlaid.get(&at).is_some_and(|order| *order > step.order);
+                let checked = inline || (lsn > self.durable_lsn && !newer && !planted(Bug::TrustUnflushed));
                 let good = bytes.as_ref().is_some_and(|bytes| crc32c::crc32c(bytes) == crc);
                 if checked && !good {
                     lost.push((image.object, block * BLOCK_SIZE));

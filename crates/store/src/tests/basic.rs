@@ -68,7 +68,7 @@ fn a_long_write_goes_straight_to_its_extent() {
 /// Three transactions share a record: a long write, a short one in its place, the commit point. The short one's bytes
 /// may have replaced the long one's before any record said that they were durable.
 #[test]
-fn a_short_write_over_a_long_one_survives_a_cut_checkpoint() {
+pub(super) fn a_short_write_over_a_long_one_survives_a_cut_checkpoint() {
     let (p, o) = (pg(0), object(pg(0), 0));
     for cut in 0.. {
         let mut bench = Bench::new(1);

@@ -5,6 +5,8 @@ mod crash;
 mod format;
 mod harness;
 mod model;
+#[cfg(feature = "planted")]
+mod planted;
 mod random;
 mod space;
 mod words;

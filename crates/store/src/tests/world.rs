@@ -46,13 +46,15 @@ pub(super) struct World {
     pub(super) rng: Rng,
     /// What every I/O leaves on the disk is looked at, under so many policies.
     pub(super) images: usize,
+    /// Per cent of operations after which a checkpoint is asked for.
+    pub(super) checkpoints: u64,
     pub(super) looked_at: u64,
 }
 
 impl World {
     pub(super) fn on(disk: SimDisk, seed: u64, pgs: u32) -> Self {
         let pgs = (0..pgs).map(|i| (pg(i), History::default())).collect();
-        Self { bench: Bench::open(disk, seed), pgs, rng: Rng(seed << 20), images: 0, looked_at: 0 }
+        Self { bench: Bench::open(disk, seed), pgs, rng: Rng(seed << 20), images: 0, checkpoints: 3, looked_at: 0 }
     }
 
     /// One I/O, and what a power cut right after it would leave.
@@ -91,7 +93,7 @@ impl World {
         let id = pg(self.rng.below(self.pgs.len() as u64) as u32);
         let t = transaction(&mut self.rng, id, &self.pgs[&id].now);
         self.submit(t);
-        if self.rng.chance(3) {
+        if self.rng.chance(self.checkpoints) {
             self.bench.store.request_checkpoint();
         }
         for _ in 0..self.rng.below(6) {
