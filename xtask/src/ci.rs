@@ -9,7 +9,7 @@ use clap::Args;
 use crate::machine::{self, Need};
 use cairn_tests::cargo;
 
-use crate::{demo, tidy};
+use crate::{demo, mutants, tidy};
 
 /// The version of cargo-deny that the gate is written for.
 const CARGO_DENY: &str = "0.20.2";
@@ -23,9 +23,9 @@ pub(crate) struct TestOptions {
 
 #[derive(Args)]
 pub(crate) struct SimOptions {
-    /// How many seeds to run.
-    #[arg(long, default_value_t = 100)]
-    seeds: u64,
+    /// How many seeds to run: 100 unless said otherwise, one with --seed.
+    #[arg(long)]
+    seeds: Option<u64>,
     /// Run this seed only, or start from it when --seeds is given too.
     #[arg(long)]
     seed: Option<u64>,
@@ -59,7 +59,8 @@ pub(crate) fn test(options: &TestOptions) -> Result<()> {
     machine::prepare(Need::Test)?;
     cairn_tests::run(&mut cargo(&["build", "--workspace", "--locked"]))?;
     cairn_tests::run(&mut cargo(&["test", "--workspace", "--exclude", "cairn-tests", "--locked"]))?;
-    sim(&SimOptions { seeds: SHORT_SIM_SEEDS, seed: None, json: false })?;
+    sim(&SimOptions { seeds: Some(SHORT_SIM_SEEDS), seed: None, json: false })?;
+    mutants::run(&mutants::Options::for_ci())?;
     if options.no_e2e {
         println!("the end-to-end tests were left out (--no-e2e)");
         return Ok(());
@@ -71,12 +72,15 @@ pub(crate) fn test(options: &TestOptions) -> Result<()> {
 }
 
 /// Seeds of the simulation that every change must pass.
-const SHORT_SIM_SEEDS: u64 = 100;
+const SHORT_SIM_SEEDS: u64 = 1000;
 
 /// Runs the simulation's own program, which links no RocksDB.
 pub(crate) fn sim(options: &SimOptions) -> Result<()> {
-    let seeds = options.seeds.to_string();
-    let mut args = vec!["run", "--quiet", "--package", "cairn-sim", "--bin", "cairn-sim", "--", "--seeds", &seeds];
+    let mut args = vec!["run", "--quiet", "--package", "cairn-sim", "--bin", "cairn-sim", "--"];
+    let seeds = options.seeds.map(|seeds| seeds.to_string());
+    if let Some(seeds) = &seeds {
+        args.extend(["--seeds", seeds]);
+    }
     let seed = options.seed.map(|seed| seed.to_string());
     if let Some(seed) = &seed {
         args.extend(["--seed", seed]);

@@ -1,4 +1,4 @@
-//! Project automation: `cargo xtask demo | test | ci | tidy | sim`.
+//! Project automation: `cargo xtask demo | test | ci | tidy | sim | mutants`.
 //!
 //! This program decides nothing about the product. It prepares the machine (saying so), calls cargo, and tells the
 //! demonstration's story by driving the `cairn` binary and `kubectl` the way a person would. It links none of the
@@ -9,6 +9,7 @@
 mod ci;
 mod demo;
 mod machine;
+mod mutants;
 mod report;
 mod tidy;
 
@@ -33,6 +34,8 @@ enum Task {
     Tidy,
     /// Run the deterministic simulation; a failure prints the command that replays it.
     Sim(ci::SimOptions),
+    /// Plant each known bug in the code under simulation, and find it.
+    Mutants(mutants::Options),
 }
 
 fn main() -> std::process::ExitCode {
@@ -52,5 +55,6 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(),
         Task::Sim(options) => ci::sim(&options),
+        Task::Mutants(options) => mutants::run(&options),
     }
 }

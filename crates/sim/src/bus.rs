@@ -11,7 +11,7 @@ use cairn_proto::meta::CommandReply;
 use cairn_types::io::{ClientReply, ClientRequest};
 use cairn_types::map::ClusterMap;
 use cairn_types::peer::PeerMessage;
-use cairn_types::{Epoch, PoolId};
+use cairn_types::{Epoch, OsdId, PoolId};
 
 use crate::faults::Fault;
 use crate::report::Stats;
@@ -38,7 +38,10 @@ pub(crate) enum Node {
 /// What goes over the network.
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
-    Peer(Box<PeerMessage>),
+    Peer {
+        to: OsdId,
+        message: Box<PeerMessage>,
+    },
     Request {
         link: u64,
         request: Box<ClientRequest>,
@@ -79,6 +82,7 @@ pub(crate) enum Body {
         osd: u32,
     },
     Dial {
+        osd: OsdId,
         link: u64,
     },
     Dialled {
@@ -289,6 +293,15 @@ impl Bus {
             }
             let event = Event::Deliver { from, from_life, to, to_life, body: body.clone() };
             self.at(at, event);
+        }
+    }
+
+    /// A middlebox answers in an OSD's place that nobody listens there.
+    pub(crate) fn forge_refusal(&mut self, peer: Node) {
+        let others = self.lives.iter().filter(|(node, (_, alive))| **node != peer && *alive);
+        for (at, life) in others.map(|(node, (life, _))| (*node, *life)).collect::<Vec<_>>() {
+            let delay = self.latency();
+            self.after(delay, Event::Refused { at, life, peer });
         }
     }
 

@@ -21,12 +21,14 @@ pub(crate) struct Caller<T> {
     target: usize,
     next: u64,
     open: BTreeMap<u64, (Vec<u8>, Nanos, T)>,
+    /// What this place's calendar is wrong by, seconds.
+    pub(crate) skew: i64,
 }
 
 impl<T> Caller<T> {
     pub(crate) fn new(node: Node, session: u128, members: usize) -> Self {
         let target = (session % members as u128) as usize;
-        Self { node, session, members, target, next: 0, open: BTreeMap::new() }
+        Self { node, session, members, target, next: 0, open: BTreeMap::new(), skew: 0 }
     }
 
     /// Begins a call; `what` comes back with the answer.
@@ -40,7 +42,7 @@ impl<T> Caller<T> {
             seq,
             acked_through,
             request_id: String::new(),
-            now_s: 1_700_000_000 + bus.now / 1_000_000_000,
+            now_s: (1_700_000_000 + bus.now / 1_000_000_000).saturating_add_signed(self.skew),
             payload: Some(payload),
         };
         let bytes = command.encode_to_vec();

@@ -17,11 +17,14 @@ use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
 use crate::caller::Caller;
 use crate::history::{Block, History, block_of, value_of};
 use crate::osd::Directory;
+use crate::plan::READER;
 use crate::profile::Profile;
 
 /// Operations under way at once.
 const WINDOW: usize = 4;
 const PULSE: Nanos = 200 * MS;
+/// Per mille of the reader's operations that read.
+const READER_READS: u64 = 975;
 
 /// Blocks of each volume that are worked on.
 pub(crate) const BLOCKS: u64 = 80;
@@ -304,7 +307,8 @@ impl ClientHost {
             return;
         }
         let kind = bus.rng.below(1000);
-        let Profile { hot, hot_share, reads, .. } = &self.profile;
+        let Profile { hot, hot_share, .. } = &self.profile;
+        let reads = if self.index == READER { READER_READS } else { self.profile.reads };
         let sweep = self.sweep.pop();
         let (first, count) = match sweep {
             Some(block) => (block, 1),
@@ -317,7 +321,7 @@ impl ClientHost {
         let mut values = vec![0; count as usize];
         let op = match kind {
             _ if sweep.is_some() => Op::Read { offset, len },
-            _ if kind < *reads => Op::Read { offset, len },
+            _ if kind < reads => Op::Read { offset, len },
             0..900 => {
                 let mut data = Vec::new();
                 for value in &mut values {
@@ -363,7 +367,7 @@ impl ClientHost {
         self.serial += 1;
         self.links.insert(osd, Link { serial: self.serial, up: false });
         if let Some(index) = directory.index.get(&osd) {
-            bus.send(self.node(), Node::Osd(*index), Body::Dial { link: self.serial });
+            bus.send(self.node(), Node::Osd(*index), Body::Dial { osd, link: self.serial });
         }
     }
 

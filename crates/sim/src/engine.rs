@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use cairn_disk::{BufferPool, CrashPolicy, SimDisk};
+use cairn_disk::{BufferPool, CrashPolicy, Disk as _, Injection, SimDisk};
 use cairn_osd_core::{LoadedPg, ReadFailure, Transaction};
 use cairn_store::{Config, FormatOptions, Io, IoOp, Output, Store, Token};
-use cairn_types::io::{BlockState, ReadData};
+use cairn_types::io::ReadData;
 use cairn_types::peer::ObjectKey;
 use cairn_types::{BLOCK_SIZE, Epoch, ObjectId, PgId};
 use uuid::Uuid;
 
-use crate::medium::Done;
+use crate::history::value_of;
+use crate::medium::{Content, Done};
 use crate::rng::Rng;
 
-const DISK: u64 = 24 << 20;
-const RING: u64 = 2 << 20;
+const DISK: u64 = 10 << 20;
+const RING: u64 = 1 << 20;
 const OBJECT_SIZE: u32 = 64 << 10;
 
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,19 @@ pub(crate) struct Engine {
     next_job: u64,
     done: VecDeque<Done>,
     failed: bool,
+    astray: Option<Astray>,
+    fails_a_write: bool,
+    /// A sync failed: what was not synced before may be gone, as after a power cut.
+    sync_failed: bool,
+}
+
+/// What becomes of the next write of data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Astray {
+    /// It lands on other data.
+    Elsewhere,
+    /// It never lands.
+    Nowhere,
 }
 
 fn config() -> Config {
@@ -49,7 +63,7 @@ fn config() -> Config {
 
 impl Engine {
     pub(crate) fn new(uuid: u128, rng: &mut Rng) -> Self {
-        let disk = SimDisk::new(DISK, rng.next());
+        let disk = SimDisk::sparse(DISK, rng.next());
         let options = FormatOptions { osd_uuid: Uuid::from_u128(uuid), ring_len: Some(RING), force: false };
         cairn_store::format(&disk, &options).expect("an empty disk is formatted");
         Self {
@@ -61,6 +75,9 @@ impl Engine {
             next_job: 0,
             done: VecDeque::new(),
             failed: false,
+            astray: None,
+            fails_a_write: false,
+            sync_failed: false,
         }
     }
 
@@ -103,8 +120,104 @@ impl Engine {
 
     pub(crate) fn finish(&mut self, job: u64) {
         let Some(io) = self.jobs.remove(&job) else { return };
-        let result = io.op.perform(&self.disk, &self.pool);
+        if let IoOp::Write { offset, .. } = &io.op
+            && std::mem::take(&mut self.fails_a_write)
+        {
+            self.disk.inject(Injection::WriteError(*offset));
+        }
+        let result = match self.astray {
+            Some(astray) if is_data(&io.op) => {
+                self.astray = None;
+                self.lead_astray(&io.op, astray)
+            }
+            _ => io.op.perform(&self.disk, &self.pool),
+        };
         self.store().handle_io(io.id, result);
+    }
+
+    /// A write that says it succeeded, and did not.
+    fn lead_astray(&self, op: &IoOp, astray: Astray) -> cairn_store::IoResult {
+        let IoOp::Write { offset, pieces, sync } = op else { return Ok(Bytes::new()) };
+        let elsewhere = self.data_blocks().into_iter().find(|at| at.abs_diff(*offset) > 64 << 10);
+        if let (Astray::Elsewhere, Some(at), Some(first)) = (astray, elsewhere, pieces.first()) {
+            self.disk.write_at(at, &[first.slice(..BLOCK_SIZE as usize)])?;
+        }
+        if *sync {
+            self.disk.sync()?;
+        }
+        Ok(Bytes::new())
+    }
+
+    /// Where blocks of data lie, live or left behind: clients fill each block with one value, and nothing else on the
+    /// disk looks like that.
+    fn data_blocks(&self) -> Vec<u64> {
+        let Ok(Some(superblock)) = cairn_store::read_superblock(&self.disk) else { return Vec::new() };
+        let shard = superblock.shard();
+        let mut block = [0; BLOCK_SIZE as usize];
+        let blocks = (shard.area_start..shard.area_start + shard.area_len).step_by(BLOCK_SIZE as usize);
+        let is_data = |at: &u64| self.disk.read_at(*at, &mut block).is_ok() && value_of(&block).is_some_and(|v| v != 0);
+        blocks.filter(is_data).collect()
+    }
+
+    fn some_data(&self, rng: &mut Rng, count: u32) -> Vec<u64> {
+        let all = self.data_blocks();
+        if all.is_empty() { Vec::new() } else { (0..count).map(|_| *rng.pick(&all)).collect() }
+    }
+
+    /// Bits of blocks of data flip.
+    pub(crate) fn rot(&self, rng: &mut Rng, count: u32) {
+        for at in self.some_data(rng, count) {
+            self.disk.flip_bit(at + rng.below(u64::from(BLOCK_SIZE)), rng.below(8) as u8);
+        }
+    }
+
+    /// Blocks of data cannot be read any more.
+    pub(crate) fn make_unreadable(&self, rng: &mut Rng, count: u32) {
+        self.some_data(rng, count).into_iter().for_each(|at| self.disk.inject(Injection::ReadError(at)));
+    }
+
+    pub(crate) fn lead_next_astray(&mut self, astray: Astray) {
+        self.astray = Some(astray);
+    }
+
+    pub(crate) fn fail_next_write(&mut self) {
+        self.fails_a_write = true;
+    }
+
+    pub(crate) fn fail_next_sync(&mut self) {
+        self.sync_failed = true;
+        self.disk.inject(Injection::SyncError);
+    }
+
+    pub(crate) fn set_full(&self, full: bool) {
+        self.disk.inject(Injection::Full(full));
+    }
+
+    /// Bits flip all over the log.
+    pub(crate) fn rot_log(&self, rng: &mut Rng) {
+        let Ok(Some(superblock)) = cairn_store::read_superblock(&self.disk) else { return };
+        let shard = superblock.shard();
+        for _ in 0..64 {
+            self.disk.flip_bit(shard.ring_start + rng.below(shard.ring_len), rng.below(8) as u8);
+        }
+    }
+
+    /// As the disk is now.
+    pub(crate) fn image(&self) -> SimDisk {
+        self.disk.fork()
+    }
+
+    /// The disk is what it was then.
+    pub(crate) fn restore(&mut self, image: &SimDisk) {
+        self.disk = image.fork().power_on(CrashPolicy::LOSE_ALL);
+    }
+
+    /// Whether there is no room for new data.
+    pub(crate) fn is_full(&self) -> bool {
+        self.store.as_ref().is_some_and(|store| {
+            let usage = store.usage();
+            usage.available() < usage.capacity / 4
+        })
     }
 
     pub(crate) fn take_done(&mut self) -> Option<Done> {
@@ -148,6 +261,9 @@ impl Engine {
                 let _ = io.op.perform(&self.disk, &self.pool);
             }
         }
+        let power = power || std::mem::take(&mut self.sync_failed);
+        self.astray = None;
+        self.fails_a_write = false;
         let policy = match (power, rng.below(3)) {
             (false, _) => CrashPolicy::KEEP_ALL,
             (true, 0) => CrashPolicy::LOSE_ALL,
@@ -191,7 +307,7 @@ impl Engine {
         }
     }
 
-    pub(crate) fn content(&mut self, pg: PgId, pg_count: u32) -> BTreeMap<(ObjectId, u32), u32> {
+    pub(crate) fn content(&mut self, pg: PgId, pg_count: u32) -> Content {
         for job in self.jobs.keys().copied().collect::<Vec<_>>() {
             self.finish(job);
         }
@@ -204,23 +320,53 @@ impl Engine {
                 objects = listed;
             }
         }
-        let mut content = BTreeMap::new();
+        let mut content = Content::default();
         for object in objects {
             self.read(1, pg, object, 0, OBJECT_SIZE);
             self.settle();
             while let Some(done) = self.take_done() {
                 let Done::Read(1, result) = done else { continue };
-                let read = result.expect("every block at rest matches its checksum");
+                let read = match result {
+                    Ok(read) => read,
+                    Err(ReadFailure::Corrupt { offsets }) => {
+                        self.content_around(object, pg, &offsets, &mut content);
+                        continue;
+                    }
+                };
                 for (index, state) in read.blocks.iter().enumerate() {
                     let at = index as u32 * BLOCK_SIZE;
-                    match state {
-                        BlockState::Absent => None,
-                        BlockState::Zero => content.insert((object, at), 0),
-                        BlockState::Data { crc } => content.insert((object, at), *crc),
-                    };
+                    content.note(object, at, *state);
                 }
             }
         }
         content
     }
+
+    /// The blocks of an object one by one, because some of them are bad.
+    fn content_around(&mut self, object: ObjectId, pg: PgId, bad: &[u32], content: &mut Content) {
+        for at in (0..OBJECT_SIZE).step_by(BLOCK_SIZE as usize) {
+            if bad.contains(&at) {
+                content.bad.insert((object, at));
+                continue;
+            }
+            self.read(2, pg, object, at, BLOCK_SIZE);
+            self.settle();
+            while let Some(done) = self.take_done() {
+                match done {
+                    Done::Read(2, Ok(read)) => content.note(object, at, read.blocks[0]),
+                    Done::Read(2, Err(_)) => {
+                        content.bad.insert((object, at));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// Whether this writes blocks of data to their places, and nothing else.
+fn is_data(op: &IoOp) -> bool {
+    let IoOp::Write { pieces, .. } = op else { return false };
+    let uniform = |piece: &Bytes| piece.chunks(BLOCK_SIZE as usize).all(|b| value_of(b).is_some_and(|v| v != 0));
+    pieces.iter().all(uniform)
 }

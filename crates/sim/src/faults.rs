@@ -25,6 +25,39 @@ pub(crate) enum Fault {
     Lose { osd: Pick },
     /// Everything loses its power at once.
     Blackout { back: Nanos },
+    /// A disk breaks its promises.
+    Disk { osd: Pick, what: Ill },
+    /// Two OSDs are stopped, and each starts again on the other's disk.
+    Swap { one: usize, other: usize },
+    /// Something on the way tells everybody that nobody listens at this OSD, which lives.
+    Refuse { osd: Pick },
+    /// An OSD's clock runs at another rate from now on, within what leases allow for: millionths.
+    Drift { osd: Pick, rate: u64 },
+    /// An OSD's calendar clock jumps by so many seconds.
+    Jump { osd: Pick, seconds: i64 },
+}
+
+/// What can be wrong with a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ill {
+    /// Bits of so many blocks of data flip at rest.
+    Rot(u32),
+    /// So many blocks of data cannot be read until they are written again.
+    Unreadable(u32),
+    /// The next write of data lands on other data.
+    Misdirected,
+    /// The next write of data never reaches the disk, though it says so.
+    Dropped,
+    /// The next write fails.
+    WriteError,
+    /// The next sync fails, and what it should have kept may be gone.
+    SyncError,
+    /// No new room for so long.
+    Full(Nanos),
+    /// The OSD stops, and its log is damaged in the middle before it starts again.
+    RottenLog,
+    /// The OSD stops, and starts again on an image of its disk that is so old.
+    RolledBack(Nanos),
 }
 
 /// Which OSD, decided when it happens.
@@ -79,6 +112,21 @@ impl Fault {
             Self::Steal { .. } => "take-over of a volume",
             Self::Lose { .. } => "loss of a disk",
             Self::Blackout { .. } => "power cut of everything",
+            Self::Swap { .. } => "swapped disks",
+            Self::Refuse { .. } => "forged refusal",
+            Self::Drift { .. } => "clock drift",
+            Self::Jump { .. } => "clock jump",
+            Self::Disk { what, .. } => match what {
+                Ill::Rot(_) => "flipped bits",
+                Ill::Unreadable(_) => "unreadable blocks",
+                Ill::Misdirected => "misdirected write",
+                Ill::Dropped => "dropped write",
+                Ill::WriteError => "write error",
+                Ill::SyncError => "sync error",
+                Ill::Full(_) => "full disk",
+                Ill::RottenLog => "damaged log",
+                Ill::RolledBack(_) => "rolled-back disk",
+            },
         }
     }
 }

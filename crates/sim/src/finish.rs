@@ -1,5 +1,6 @@
 //! After healing: what must be whole again within a bound, and what is compared when all is at rest.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_types::map::{ClusterMap, PgConfig};
@@ -87,7 +88,7 @@ impl World {
             for (pg, config) in &map.pgs {
                 let content = host.medium.content(*pg, PGS);
                 let member = config.isr.contains(&id);
-                if let Some(left) = content.keys().find(|(object, _)| !member || Some(object.volume) == doomed) {
+                if let Some(left) = content.blocks.keys().find(|(object, _)| !member || Some(object.volume) == doomed) {
                     return Err(Violation::new(Check::Cleared, format!("{id} still has {left:?} of {pg}")));
                 }
             }
@@ -100,12 +101,14 @@ impl World {
             return;
         }
         let map = Arc::clone(self.newest_map());
+        let ids = self.osds.iter().filter_map(|osd| Some((osd.index, osd.id()?))).collect::<BTreeMap<_, _>>();
         let (directory, osds) = (&self.directory, &mut self.osds);
         let content = |id: OsdId, pg: PgId| {
             let host = directory.index.get(&id).map(|index| &mut osds[*index]);
             host.map(|host| host.medium.content(pg, PGS)).unwrap_or_default()
         };
-        let equal = replicas::check(&map, content);
+        let rotten = self.rotten.and_then(|index| ids.get(&index).copied());
+        let equal = replicas::check(&map, |osd| Some(osd) == rotten, content);
         let (lost, linear) = (lost::check(&self.history), linear::check(&self.history));
         let cleared = self.check_cleared(&map);
         self.demand(lost.and(linear).and(equal).and(cleared));

@@ -6,8 +6,9 @@ use cairn_types::map::PgConfig;
 use cairn_types::{ObjectId, PgId, PoolId, SnapId};
 
 use crate::bus::{Event, MS, Nanos, Node, SECOND, Weather};
+use crate::check::Check;
 use crate::client::ClientHost;
-use crate::faults::{self, Fault, Pick, Ways};
+use crate::faults::{self, Fault, Ill, Pick, Ways};
 use crate::meta::MetaHost;
 use crate::world::{BLOCKS_PER_OBJECT, Setup, World};
 
@@ -49,7 +50,7 @@ impl World {
             return;
         }
         self.bus.say(|| format!("fault: {fault:?}"));
-        if !matches!(fault, Fault::Lose { .. }) {
+        if !matches!(fault, Fault::Lose { .. } | Fault::Disk { .. } | Fault::Swap { .. }) {
             *self.bus.stats.faults.entry(fault.kind()).or_default() += 1;
         }
         match fault {
@@ -104,6 +105,23 @@ impl World {
                     self.lose(index);
                 }
             }
+            Fault::Disk { osd, what } => {
+                let index = self.choose(osd);
+                self.sicken(index, what);
+            }
+            Fault::Refuse { osd } => {
+                let peer = Node::Osd(self.choose(osd));
+                self.bus.forge_refusal(peer);
+            }
+            Fault::Swap { one, other } => self.swap(one, other),
+            Fault::Drift { osd, rate } => {
+                let (index, now) = (self.choose(osd), self.bus.now);
+                self.osds[index].drift(now, rate);
+            }
+            Fault::Jump { osd, seconds } => {
+                let index = self.choose(osd);
+                self.osds[index].jump(seconds);
+            }
             Fault::Blackout { back } => {
                 for index in 0..self.osds.len() {
                     let later = back + self.bus.rng.below(SECOND);
@@ -116,6 +134,9 @@ impl World {
     /// A disk is gone for good and not yet replaced in every in-sync set: another failure now could leave a group with
     /// one copy, which only a person may call the truth.
     fn is_precarious(&mut self) -> bool {
+        if self.bus.now < self.doubtful {
+            return true;
+        }
         let Some(id) = self.losing else { return false };
         let counts = self.newest_map().pgs.values().any(|config| config.isr.contains(&id));
         if !counts {
@@ -133,8 +154,87 @@ impl World {
         well && self.metas.iter().all(MetaHost::is_alive) && map.pgs.values().all(rich)
     }
 
+    /// A disk breaks its promises, within what the other copies can repair: blocks go bad on one disk of a run only, and
+    /// whatever may cost a whole disk waits until every group has a copy to spare.
+    fn sicken(&mut self, index: usize, what: Ill) {
+        let fault = Fault::Disk { osd: Pick::Index(index), what };
+        let mut rng = self.bus.rng.fork(77);
+        match what {
+            Ill::Rot(_) | Ill::Unreadable(_) | Ill::Misdirected | Ill::Dropped => {
+                let index = *self.rotten.get_or_insert(index);
+                self.osds[index].ill = true;
+                self.osds[index].medium.sicken(what, &mut rng);
+            }
+            Ill::WriteError | Ill::SyncError => {
+                if !self.osds[index].alive {
+                    return;
+                }
+                self.osds[index].expects_failure = true;
+                self.osds[index].medium.sicken(what, &mut rng);
+            }
+            Ill::Full(lasts) => {
+                self.osds[index].medium.sicken(what, &mut rng);
+                self.bus.after(lasts, Event::Undo(fault.clone()));
+            }
+            Ill::RolledBack(age) if age > 0 => {
+                self.images.insert(index, self.osds[index].image());
+                let again = Fault::Disk { osd: Pick::Index(index), what: Ill::RolledBack(0) };
+                self.bus.after(age, Event::Fault(again));
+                return;
+            }
+            Ill::RottenLog | Ill::RolledBack(_) => {
+                if !self.is_spare(index) {
+                    return;
+                }
+                let back = self.bus.rng.between(200 * MS, 2 * SECOND);
+                self.kill_osd(index, false, back, Some(0));
+                self.suspect.insert(index);
+                self.osds[index].ill = true;
+                self.doubtful = self.bus.now + back + 4 * SECOND;
+                match self.images.remove(&index) {
+                    Some(image) if what != Ill::RottenLog => self.osds[index].restore(&image),
+                    _ => self.osds[index].medium.sicken(what, &mut rng),
+                }
+            }
+        }
+        *self.bus.stats.faults.entry(fault.kind()).or_default() += 1;
+    }
+
+    /// A disk that cannot be opened, or that the metadata service refuses, is wiped and joins as a new one.
+    pub(crate) fn give_up_disk(&mut self, index: usize, why: &str) {
+        if !self.suspect.remove(&index) {
+            return self.fail(Check::Store, |_| format!("osd {index}: {why}"));
+        }
+        self.bus.stats.sometimes("a damaged or rolled-back disk is refused");
+        self.lose(index);
+    }
+
+    fn swap(&mut self, one: usize, other: usize) {
+        if one == other || !self.osds[one].alive || !self.osds[other].alive {
+            return;
+        }
+        *self.bus.stats.faults.entry("swapped disks").or_default() += 1;
+        for index in [one, other] {
+            let back = self.bus.rng.between(300 * MS, 2 * SECOND);
+            self.kill_osd(index, true, back, Some(0));
+            self.epochs.forget(Node::Osd(index));
+        }
+        let (low, high) = self.osds.split_at_mut(one.max(other));
+        low[one.min(other)].swap_disks(&mut high[0]);
+        self.rotten = self.rotten.map(|index| match index {
+            _ if index == one => other,
+            _ if index == other => one,
+            _ => index,
+        });
+        for (index, lone) in [(one, other), (other, one)] {
+            if self.suspect.contains(&index) && !self.suspect.contains(&lone) {
+                self.suspect.insert(lone);
+            }
+        }
+    }
+
     fn lose(&mut self, index: usize) {
-        let id = self.osds[index].id().expect("spare ones are registered");
+        let Some(id) = self.osds[index].id() else { return };
         *self.bus.stats.faults.entry("loss of a disk").or_default() += 1;
         self.bus.say(|| format!("osd {index} ({id}) loses its disk"));
         self.kill_osd(index, true, 2 * SECOND, Some(0));
@@ -204,6 +304,7 @@ impl World {
             Fault::Isolate { .. } | Fault::SplitMembers { .. } => self.cut(fault, false),
             Fault::SlowDisk { osd: Pick::Index(index), .. } => self.osds[*index].disk_delay = 0,
             Fault::Weather { .. } => self.bus.weather = Weather::default(),
+            Fault::Disk { osd: Pick::Index(index), .. } => self.osds[*index].medium.make_room(),
             _ => {}
         }
     }
@@ -238,6 +339,7 @@ impl World {
         }
         for index in 0..self.osds.len() {
             self.osds[index].disk_delay = 0;
+            self.osds[index].medium.make_room();
             self.restart(Node::Osd(index));
             self.resume(index);
         }

@@ -83,14 +83,14 @@ fn main() -> ExitCode {
         return look_for(name, &arguments, &options);
     }
     let summary = match arguments.seed {
-        Some(seed) => {
+        Some(seed) if arguments.seeds.is_none() => {
             let mut summary = Summary::default();
             let report = run(seed, options);
             eprintln!("trace {:016x}", report.trace);
             summary.add(report);
             summary
         }
-        None => run_many(1, arguments.seeds.unwrap_or(100), &options),
+        first => run_many(first.unwrap_or(1), arguments.seeds.unwrap_or(100), &options),
     };
     let text = if arguments.json { format!("{:#}", summary.to_json()) } else { summary.to_text() };
     println!("{text}");

@@ -1,14 +1,15 @@
 //! A disk with a store on it, which outlives the process that uses it: the real engine on a simulated disk, or the
 //! model of it in memory. Jobs take time and end when the run says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_osd_core::{LoadedPg, ReadFailure, Transaction};
-use cairn_types::io::ReadData;
+use cairn_types::io::{BlockState, ReadData};
 use cairn_types::peer::ObjectKey;
 use cairn_types::{Epoch, ObjectId, PgId};
 
-use crate::engine::Engine;
+use crate::engine::{Astray, Engine};
+use crate::faults::Ill;
 use crate::model::Model;
 use crate::rng::Rng;
 
@@ -22,10 +23,36 @@ pub(crate) enum Done {
     Failed(String),
 }
 
+/// Every block of a PG, for the checker.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Content {
+    /// The checksum of each; 0: explicit zeros.
+    pub(crate) blocks: BTreeMap<(ObjectId, u32), u32>,
+    /// Known to be bad: nobody would be given them.
+    pub(crate) bad: BTreeSet<(ObjectId, u32)>,
+}
+
+impl Content {
+    pub(crate) fn note(&mut self, object: ObjectId, at: u32, state: BlockState) {
+        match state {
+            BlockState::Absent => None,
+            BlockState::Zero => self.blocks.insert((object, at), 0),
+            BlockState::Data { crc } => self.blocks.insert((object, at), crc),
+        };
+    }
+}
+
 /// See the file's head.
 pub(crate) enum Medium {
     Model(Model),
     Engine(Box<Engine>),
+}
+
+/// What a disk was like at some time.
+#[derive(Clone, Debug)]
+pub(crate) enum Image {
+    Model(Box<Model>),
+    Engine(cairn_disk::SimDisk),
 }
 
 impl Medium {
@@ -96,10 +123,58 @@ impl Medium {
         }
     }
 
-    /// Every block of a PG and its checksum (0: explicit zeros), pending entries included, for the checker.
-    pub(crate) fn content(&mut self, pg: PgId, pg_count: u32) -> BTreeMap<(ObjectId, u32), u32> {
+    /// It breaks a promise. The model of the store keeps them all.
+    pub(crate) fn sicken(&mut self, what: Ill, rng: &mut Rng) {
+        let Self::Engine(engine) = self else { return };
+        match what {
+            Ill::Rot(blocks) => engine.rot(rng, blocks),
+            Ill::Unreadable(blocks) => engine.make_unreadable(rng, blocks),
+            Ill::Misdirected => engine.lead_next_astray(Astray::Elsewhere),
+            Ill::Dropped => engine.lead_next_astray(Astray::Nowhere),
+            Ill::WriteError => engine.fail_next_write(),
+            Ill::SyncError => engine.fail_next_sync(),
+            Ill::Full(_) => engine.set_full(true),
+            Ill::RottenLog => engine.rot_log(rng),
+            Ill::RolledBack(_) => {}
+        }
+    }
+
+    /// There is room again.
+    pub(crate) fn make_room(&mut self) {
+        if let Self::Engine(engine) = self {
+            engine.set_full(false);
+        }
+    }
+
+    /// Whether there is no room for new data.
+    pub(crate) fn is_full(&self) -> bool {
         match self {
-            Self::Model(model) => model.content(pg),
+            Self::Model(_) => false,
+            Self::Engine(engine) => engine.is_full(),
+        }
+    }
+
+    /// As it is now.
+    pub(crate) fn image(&self) -> Image {
+        match self {
+            Self::Model(model) => Image::Model(Box::new(model.clone())),
+            Self::Engine(engine) => Image::Engine(engine.image()),
+        }
+    }
+
+    /// It is what it was then.
+    pub(crate) fn restore(&mut self, image: &Image) {
+        match (self, image) {
+            (Self::Model(model), Image::Model(image)) => *model = (**image).clone(),
+            (Self::Engine(engine), Image::Engine(image)) => engine.restore(image),
+            _ => {}
+        }
+    }
+
+    /// Every block of a PG, pending entries included, for the checker.
+    pub(crate) fn content(&mut self, pg: PgId, pg_count: u32) -> Content {
+        match self {
+            Self::Model(model) => Content { blocks: model.content(pg), bad: BTreeSet::new() },
             Self::Engine(engine) => engine.content(pg, pg_count),
         }
     }

@@ -24,7 +24,7 @@ use crate::caller::Caller;
 use crate::check::flush::Synced;
 use crate::check::once::Logs;
 use crate::engine::Engine;
-use crate::medium::{Done, Medium};
+use crate::medium::{Done, Image, Medium};
 use crate::model::Model;
 use crate::rng::Rng;
 
@@ -57,6 +57,34 @@ struct Identity {
     incarnation: u64,
 }
 
+/// A disk as it once was.
+#[derive(Clone, Debug)]
+pub(crate) struct DiskImage {
+    image: Image,
+    identity: Identity,
+}
+
+/// A clock that runs at a rate of its own, in millionths, since some instant.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    rate: u64,
+    since: Nanos,
+    /// What it showed then.
+    then: u64,
+}
+
+impl Clock {
+    fn local(&self, now: Nanos) -> Time {
+        let passed = u128::from(now.saturating_sub(self.since)) * u128::from(self.rate) / 1_000_000;
+        Time(self.then + passed as u64)
+    }
+
+    fn global(&self, time: Time) -> Nanos {
+        let ahead = u128::from(time.0.saturating_sub(self.then)) * 1_000_000;
+        self.since + ahead.div_ceil(u128::from(self.rate)) as u64
+    }
+}
+
 /// See the file's head.
 pub(crate) struct OsdHost {
     pub(crate) index: usize,
@@ -71,9 +99,9 @@ pub(crate) struct OsdHost {
     pub(crate) medium: Medium,
     pub(crate) core: Option<OsdCore>,
     caller: Option<Caller<Call>>,
-    /// Its clock runs at this rate, in millionths, from this start.
-    rate: u64,
-    offset: u64,
+    clock: Clock,
+    /// What its calendar is wrong by, seconds.
+    skew: i64,
     timer_serial: u64,
     timer_at: Option<Nanos>,
     pulse_serial: u64,
@@ -91,6 +119,13 @@ pub(crate) struct OsdHost {
     pub(crate) stopped: bool,
     /// Why its store failed.
     pub(crate) failure: Option<String>,
+    /// Its disk was made to fail: that the store fails is right.
+    pub(crate) expects_failure: bool,
+    /// Its disk has broken its promises: what is on it may be damaged.
+    pub(crate) ill: bool,
+    /// Its disk cannot be used any more, or may not.
+    pub(crate) unusable: Option<String>,
+    told_full: bool,
     /// The PG of each write that came.
     requests: BTreeMap<RequestId, PgId>,
     /// Acknowledged since the world looked last.
@@ -113,8 +148,8 @@ impl OsdHost {
             medium,
             core: None,
             caller: None,
-            rate: rng.between(976_000, 1_024_000),
-            offset: rng.below(1_000_000) * MS,
+            clock: Clock { rate: rng.between(976_000, 1_024_000), since: 0, then: rng.below(1_000_000) * MS },
+            skew: 0,
             timer_serial: 0,
             timer_at: None,
             pulse_serial: 0,
@@ -123,13 +158,17 @@ impl OsdHost {
             next_report: 0,
             map_at: 0,
             disk_delay: 0,
-            gives_up: rng.chance(300),
+            gives_up: rng.chance(500),
             synced: Synced::default(),
             logs: Logs::default(),
             log_entries,
             persisting: BTreeMap::new(),
             stopped: false,
             failure: None,
+            expects_failure: false,
+            ill: false,
+            unusable: None,
+            told_full: false,
             requests: BTreeMap::new(),
             acks: Vec::new(),
         }
@@ -144,6 +183,7 @@ impl OsdHost {
         self.uuid += 0x100;
         self.identity = Identity::default();
         self.synced = Synced::default();
+        self.ill = false;
         self.logs = Logs::default();
         self.medium = new_medium(self.uuid, rng, model);
     }
@@ -162,11 +202,46 @@ impl OsdHost {
     }
 
     fn local(&self, now: Nanos) -> Time {
-        Time(self.offset + (u128::from(now) * u128::from(self.rate) / 1_000_000) as u64)
+        self.clock.local(now)
     }
 
     fn global(&self, time: Time) -> Nanos {
-        (u128::from(time.0.saturating_sub(self.offset)) * 1_000_000).div_ceil(u128::from(self.rate)) as u64
+        self.clock.global(time)
+    }
+
+    /// From now on its clock runs at this rate.
+    pub(crate) fn drift(&mut self, now: Nanos, rate: u64) {
+        self.clock = Clock { rate, since: now, then: self.clock.local(now).0 };
+    }
+
+    /// Its calendar is wrong from now on.
+    pub(crate) fn jump(&mut self, seconds: i64) {
+        self.skew += seconds;
+        if let Some(caller) = &mut self.caller {
+            caller.skew = self.skew;
+        }
+    }
+
+    /// The disk as it is, with what it remembers.
+    pub(crate) fn image(&self) -> DiskImage {
+        DiskImage { image: self.medium.image(), identity: self.identity }
+    }
+
+    /// The disk is an older image of itself.
+    pub(crate) fn restore(&mut self, image: &DiskImage) {
+        self.medium.restore(&image.image);
+        self.identity = image.identity;
+    }
+
+    /// Each of two dead OSDs gets the other's disk, with all it remembers.
+    pub(crate) fn swap_disks(&mut self, other: &mut Self) {
+        std::mem::swap(&mut self.uuid, &mut other.uuid);
+        std::mem::swap(&mut self.identity, &mut other.identity);
+        std::mem::swap(&mut self.medium, &mut other.medium);
+        std::mem::swap(&mut self.synced, &mut other.synced);
+        std::mem::swap(&mut self.logs, &mut other.logs);
+        std::mem::swap(&mut self.expects_failure, &mut other.expects_failure);
+        std::mem::swap(&mut self.ill, &mut other.ill);
     }
 
     // --------------------------------------------------------------------------------------------- life and death
@@ -179,6 +254,8 @@ impl OsdHost {
         bus.set_life(self.node(), self.life, true);
         let session = u128::from(bus.rng.next()) << 64 | u128::from(bus.rng.next());
         let mut caller = Caller::new(self.node(), session, members);
+        caller.skew = self.skew;
+        self.told_full = false;
         let request = RegisterOsdRequest {
             mutation: None,
             uuid: self.uuid.to_be_bytes().to_vec().into(),
@@ -217,6 +294,7 @@ impl OsdHost {
         let id = OsdId(reply.id);
         self.identity = Identity { id: Some(id), incarnation: reply.incarnation };
         self.incarnations.insert(self.life, (id, reply.incarnation));
+        directory.index.retain(|_, index| *index != self.index);
         directory.index.insert(id, self.index);
         let config = Config {
             requests_per_pg: 64,
@@ -224,7 +302,14 @@ impl OsdHost {
             log_entries: self.log_entries,
             ..Config::new(id, Incarnation(reply.incarnation), Epoch(reply.epoch))
         };
-        let (epoch, pgs) = self.medium.load().expect("a disk that keeps its promises opens");
+        let (epoch, pgs) = match self.medium.load() {
+            Ok(found) => found,
+            Err(error) => {
+                bus.say(|| format!("osd {} cannot open its store: {error}", self.index));
+                self.unusable = Some(error);
+                return;
+            }
+        };
         for (pg, loaded) in &pgs {
             let log = loaded.log.iter().map(|entry| (entry.version.seq, entry.request));
             self.logs.found(*pg, log.clone());
@@ -232,7 +317,10 @@ impl OsdHost {
         }
         assert!(epoch <= Epoch(reply.epoch), "an OSD has seen an epoch that no registration follows");
         let (core, damaged) = OsdCore::load(config, bus.rng.next(), self.local(bus.now), epoch, pgs);
-        assert!(damaged.is_empty(), "a disk that keeps its promises loads: {damaged:?}");
+        if !damaged.is_empty() {
+            assert!(self.ill, "a disk that keeps its promises loads: {damaged:?}");
+            bus.stats.sometimes("a damaged group is filled anew");
+        }
         self.core = Some(core);
         bus.say(|| format!("osd {} is {id} i{}", self.index, reply.incarnation));
         self.watch(bus);
@@ -263,6 +351,13 @@ impl OsdHost {
     /// What a daemon does beside its core: calls again, reports, follows the map.
     fn pulse(&mut self, bus: &mut Bus) {
         let now = self.local(bus.now);
+        if let Some(core) = &mut self.core
+            && self.medium.is_full() != self.told_full
+        {
+            self.told_full = !self.told_full;
+            bus.stats.sometimes("an OSD says that it is full");
+            core.handle_space(now, self.told_full);
+        }
         let Some(caller) = &mut self.caller else { return };
         let limit = if self.gives_up { bus.now.saturating_sub(GIVE_UP) } else { 0 };
         for call in caller.abandon(|call| matches!(call, Call::Cas(_, at) if *at < limit)) {
@@ -356,12 +451,15 @@ impl OsdHost {
     ) {
         let now = self.local(bus.now);
         match body {
-            Body::Peer(message) => {
+            // Who is meant was settled when the connection was made.
+            Body::Peer { to, message } if Some(to) == self.identity.id => {
                 if let (Some(core), Some((id, incarnation))) = (&mut self.core, speaker) {
                     core.handle_peer(now, id, Incarnation(incarnation), *message);
                 }
             }
-            Body::Dial { link } => bus.send(self.node(), from, Body::Dialled { link }),
+            Body::Dial { osd, link } if Some(osd) == self.identity.id => {
+                bus.send(self.node(), from, Body::Dialled { link })
+            }
             Body::Request { link, request } => {
                 let conn = ConnId(match from {
                     Node::Client(index) => link << 16 | index as u64,
@@ -417,6 +515,10 @@ impl OsdHost {
         let now = self.local(bus.now);
         match (call, &reply.result) {
             (Call::Register, Some(Answer::RegisterOsd(reply))) => self.registered(bus, reply, directory),
+            (Call::Register, Some(Answer::Error(error))) if self.identity.id.is_some() => {
+                bus.say(|| format!("osd {} may not return: {}", self.index, error.message));
+                self.unusable = Some(error.message.clone());
+            }
             (Call::Register, _) => {
                 // The cluster has no name yet: again, as a new call.
                 let members = 3;
@@ -494,7 +596,7 @@ impl OsdHost {
             Output::SendPeer { to, message } => {
                 if let Some(index) = directory.index.get(&to) {
                     note_peer(bus, &message);
-                    bus.send(self.node(), Node::Osd(*index), Body::Peer(Box::new(message)));
+                    bus.send(self.node(), Node::Osd(*index), Body::Peer { to, message: Box::new(message) });
                 }
             }
             Output::Reply { conn, reply } => {

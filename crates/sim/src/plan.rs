@@ -3,7 +3,7 @@
 //! the other half, anything may happen at any time.
 
 use crate::bus::{MS, Nanos, SECOND};
-use crate::faults::{Fault, Pick, Ways, Whom};
+use crate::faults::{Fault, Ill, Pick, Ways, Whom};
 use crate::rng::Rng;
 
 /// What goes wrong, and how long after the beginning.
@@ -19,7 +19,9 @@ pub(crate) struct Shape {
 /// The volume that one client holds alone, and who that is.
 pub(crate) const ALONE: (usize, usize) = (0, 0);
 /// The volume that two clients share, and who they are.
-pub(crate) const SHARED: (usize, [usize; 2]) = (1, [1, 3]);
+pub(crate) const SHARED: (usize, [usize; 2]) = (1, [1, READER]);
+/// A client that hardly writes: where writes hang, it goes on and sees what it may not see.
+pub(crate) const READER: usize = 3;
 
 /// Everything that goes wrong between two moments.
 pub(crate) fn draw(rng: &mut Rng, shape: Shape, from: Nanos, to: Nanos) -> Plan {
@@ -65,12 +67,24 @@ fn pick(rng: &mut Rng, osds: usize) -> Pick {
 }
 
 fn lasts(rng: &mut Rng) -> Nanos {
-    if rng.chance(300) { rng.between(100 * MS, SECOND) } else { rng.between(SECOND, 10 * SECOND) }
+    match rng.below(10) {
+        0..3 => rng.between(100 * MS, SECOND),
+        9 => rng.between(10 * SECOND, 60 * SECOND),
+        _ => rng.between(SECOND, 10 * SECOND),
+    }
 }
 
 fn any(rng: &mut Rng, shape: Shape) -> Fault {
     let osd = pick(rng, shape.osds);
-    match rng.below(100) {
+    match rng.below(118) {
+        116..118 => Fault::Refuse { osd },
+        100..112 => ill(rng, osd),
+        112..114 => Fault::Drift { osd, rate: rng.between(976_000, 1_024_000) },
+        114 => Fault::Jump { osd, seconds: rng.between(0, 200_000) as i64 - 100_000 },
+        115 => {
+            let one = rng.below(shape.osds as u64) as usize;
+            Fault::Swap { one, other: (one + 1 + rng.below(shape.osds as u64 - 1) as usize) % shape.osds }
+        }
         0..22 => kill(rng, osd),
         22..34 => Fault::Pause { osd, lasts: lasts(rng) },
         34..44 => {
@@ -104,6 +118,22 @@ fn any(rng: &mut Rng, shape: Shape) -> Fault {
     }
 }
 
+fn ill(rng: &mut Rng, osd: Pick) -> Fault {
+    let blocks = rng.between(1, 8) as u32;
+    let what = match rng.below(9) {
+        0 => Ill::Rot(blocks),
+        1 => Ill::Unreadable(blocks),
+        2 => Ill::Misdirected,
+        3 => Ill::Dropped,
+        4 => Ill::WriteError,
+        5 => Ill::SyncError,
+        6 => Ill::Full(rng.between(SECOND, 5 * SECOND)),
+        7 => Ill::RottenLog,
+        _ => Ill::RolledBack(rng.between(200 * MS, 6 * SECOND)),
+    };
+    Fault::Disk { osd, what }
+}
+
 fn weather(rng: &mut Rng) -> Fault {
     Fault::Weather {
         drop: rng.below(300),
@@ -117,7 +147,8 @@ fn weather(rng: &mut Rng) -> Fault {
 
 /// One of the situations, beginning about then. Each has a failover in it.
 fn script(rng: &mut Rng, at: Nanos) -> Plan {
-    match rng.below(10) {
+    match rng.below(11) {
+        10 => rot_is_read(rng, at),
         0 => island(rng, at),
         1 => taken_over_while_cut_off(rng, at),
         2 => deaf(rng, at),
@@ -132,7 +163,7 @@ fn script(rng: &mut Rng, at: Nanos) -> Plan {
 }
 
 fn sharer(rng: &mut Rng) -> usize {
-    *rng.pick(&SHARED.1)
+    if rng.chance(750) { READER } else { *rng.pick(&SHARED.1) }
 }
 
 /// The old primary is cut off from everybody but one of the clients that share the volume; the other goes on at the
@@ -228,7 +259,12 @@ fn joins_under_unknown_outcomes(rng: &mut Rng, at: Nanos) -> Plan {
         let ways = *rng.pick(&[Ways::Both, Ways::Inbound, Ways::Inbound]);
         let lasts = rng.between(300 * MS, 3 * SECOND);
         let cut = Fault::Isolate { osd: primary, with: None, from: Whom::Members, ways, lasts };
-        plan.push((at + rng.between(100 * MS, 2 * SECOND), cut));
+        let when = at + rng.between(100 * MS, 2 * SECOND);
+        plan.push((when, cut));
+        if rng.chance(500) {
+            // Another member does not hear of it either, and goes on in the old configuration.
+            plan.push((when, Fault::Isolate { osd: replica, with: None, from: Whom::Members, ways, lasts }));
+        }
         let back = rng.between(200 * MS, SECOND);
         plan.push((at + rng.below(3 * SECOND), Fault::KillMember { leader: true, member: 0, back }));
     }
@@ -256,6 +292,20 @@ fn filled_under_load(rng: &mut Rng, at: Nanos) -> Plan {
         (at + rng.between(0, 4 * SECOND), bad),
         (dies, quick(rng, Pick::HotPrimary(volume))),
     ]
+}
+
+/// Blocks rot under a primary; then it is the source that somebody is brought back from.
+fn rot_is_read(rng: &mut Rng, at: Nanos) -> Plan {
+    let volume = *rng.pick(&[ALONE.0, SHARED.0]);
+    let osd = if rng.chance(700) { Pick::HotPrimary(volume) } else { Pick::HotReplica(volume) };
+    let blocks = rng.between(4, 16) as u32;
+    let what = *rng.pick(&[Ill::Rot(blocks), Ill::Unreadable(blocks), Ill::Misdirected, Ill::Dropped]);
+    let dies = at + rng.between(SECOND, 4 * SECOND);
+    let mut plan = vec![(at, Fault::Disk { osd, what }), (dies, kill(rng, Pick::HotReplica(volume)))];
+    if rng.chance(500) {
+        plan.push((dies + rng.between(SECOND, 3 * SECOND), kill(rng, Pick::HotPrimary(volume))));
+    }
+    plan
 }
 
 /// Writes of a holder are acknowledged, their primary dies, and the volume is taken over at once.

@@ -4,7 +4,7 @@
 //! demanded: within a bound all groups are whole again, all operations end, and everything can be read.
 //! It is one room: the order in which the parts take their turns is what makes a run repeatable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cairn_proto::meta::command::Payload;
@@ -25,13 +25,15 @@ use crate::check::{Check, Violation};
 use crate::client::{BLOCKS, ClientHost};
 use crate::history::History;
 use crate::meta::MetaHost;
-use crate::osd::{Directory, OsdHost};
+use crate::osd::{Directory, DiskImage, OsdHost};
 use crate::plan::{self, Plan, SHARED, Shape};
 use crate::profile::Profile;
 use crate::rng::Rng;
 use crate::{Options, Report};
 
 const PULSE: Nanos = 200 * MS;
+/// Between looks of the checkers at what an OSD says of its groups.
+const LOOK: Nanos = 2 * MS;
 const OBJECT_SIZE: u32 = 64 << 10;
 pub(crate) const BLOCKS_PER_OBJECT: u64 = OBJECT_SIZE as u64 / BLOCK_SIZE as u64;
 pub(crate) const PGS: u32 = 8;
@@ -61,11 +63,19 @@ pub(crate) struct World {
     oracle: Oracle,
     prefix: Prefix,
     once: Once,
+    next_look: Vec<Nanos>,
     pub(crate) epochs: Epochs,
     pub(crate) volumes: BTreeMap<usize, VolumeId>,
     pub(crate) lost: BTreeMap<OsdId, Synced>,
     /// A disk was lost and still counts somewhere: nothing else goes wrong until it does not.
     pub(crate) losing: Option<OsdId>,
+    /// A disk may turn out to be lost until then: likewise.
+    pub(crate) doubtful: Nanos,
+    /// The one disk whose blocks rot in this run.
+    pub(crate) rotten: Option<usize>,
+    /// Disks that may turn out to be lost.
+    pub(crate) suspect: BTreeSet<usize>,
+    pub(crate) images: BTreeMap<usize, DiskImage>,
     setup_done: bool,
     primaries: BTreeMap<PgId, OsdId>,
     pub(crate) failure: Option<Violation>,
@@ -91,10 +101,15 @@ impl World {
             oracle: Oracle::default(),
             prefix: Prefix::default(),
             once: Once::default(),
+            next_look: vec![0; options.osds],
             epochs: Epochs::default(),
             volumes: BTreeMap::new(),
             lost: BTreeMap::new(),
             losing: None,
+            doubtful: 0,
+            rotten: None,
+            suspect: BTreeSet::new(),
+            images: BTreeMap::new(),
             setup_done: false,
             primaries: BTreeMap::new(),
             failure: None,
@@ -323,6 +338,13 @@ impl World {
             });
             self.demand(result);
         }
+        if let Some(why) = self.osds[index].unusable.take() {
+            return self.give_up_disk(index, &why);
+        }
+        if self.osds[index].failure.is_none() && !self.osds[index].stopped && self.bus.now < self.next_look[index] {
+            return;
+        }
+        self.next_look[index] = self.bus.now + LOOK;
         let host = &self.osds[index];
         let Some(core) = &host.core else { return };
         let (node, epoch) = (Node::Osd(index), core.map().epoch);
@@ -334,7 +356,11 @@ impl World {
         }));
         self.demand(result);
         if let Some(failure) = self.osds[index].failure.take() {
-            self.fail(Check::Store, |_| format!("osd {index}: {failure}"));
+            if std::mem::take(&mut self.osds[index].expects_failure) {
+                self.bus.stats.sometimes("an OSD stops because its disk failed");
+            } else {
+                self.fail(Check::Store, |_| format!("osd {index}: {failure}"));
+            }
         }
         if self.osds[index].stopped {
             self.osds[index].kill(&mut self.bus, false);

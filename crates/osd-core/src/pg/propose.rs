@@ -233,7 +233,10 @@ impl Pg {
         let Some(primary) = &mut self.primary else { return };
         let Some(proposal) = primary.proposal.as_mut().filter(|p| p.stage == Stage::Sent(token)) else { return };
         match decision {
-            None if planted(Bug::UnknownIsFailed) => primary.proposal = None,
+            None if planted(Bug::UnknownIsFailed) => {
+                primary.proposal = None;
+                primary.propose_after = now.plus_ms(REFUSED_MS);
+            }
             None => {
                 proposal.doubtful = true;
                 proposal.stage = Stage::Again(now.plus_ms(UNKNOWN_MS));

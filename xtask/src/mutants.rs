@@ -1,0 +1,43 @@
+//! `cargo xtask mutants`: plants each known bug in the code under simulation and shows that the simulation finds it.
+//!
+//! One build with the feature `planted`, in the simulation's own small crates; the bug is chosen at run time. The
+//! search itself is the simulation program's business: here it is built, called, and its table passed on.
+
+use anyhow::Result;
+use cairn_tests::cargo;
+use clap::Args;
+
+#[derive(Args, Default)]
+pub(crate) struct Options {
+    /// Give up on a bug after this many seeds.
+    #[arg(long, default_value_t = 10_000)]
+    seeds: u64,
+    /// Print the table as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Only replay the seed at which each bug was found: it must fail with the bug and pass without.
+    #[arg(long)]
+    pinned: bool,
+}
+
+impl Options {
+    /// What every change must pass.
+    pub(crate) fn for_ci() -> Self {
+        Self { pinned: true, ..Self::default() }
+    }
+}
+
+/// Builds once and runs the table, or the pinned seeds.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let seeds = options.seeds.to_string();
+    let mut args = vec!["run", "--quiet", "--package", "cairn-sim", "--features", "planted", "--bin", "cairn-sim", "--"];
+    if options.pinned {
+        args.push("--pinned");
+    } else {
+        args.extend(["--mutants", "--seeds", &seeds]);
+    }
+    if options.json {
+        args.push("--json");
+    }
+    cairn_tests::run(&mut cargo(&args))
+}
