@@ -301,6 +301,10 @@ impl Shard {
         }
         if self.told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
             self.told = Some(Instant::now());
+            if full {
+                // While nobody may write, nothing else would find out that there is room again.
+                self.store.request_checkpoint();
+            }
             let used = usage.used.saturating_sub(usage.reclaiming);
             self.question(Question::Disk { used, oldest_io_ms: self.disk_io.oldest_ms() });
         }

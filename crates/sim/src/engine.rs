@@ -212,6 +212,10 @@ impl Engine {
         self.disk = image.fork().power_on(CrashPolicy::LOSE_ALL);
     }
 
+    pub(crate) fn look_for_room(&mut self) {
+        self.store().request_checkpoint();
+    }
+
     /// Whether there is no room for new data.
     pub(crate) fn is_full(&self) -> bool {
         self.store.as_ref().is_some_and(|store| {

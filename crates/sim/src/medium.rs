@@ -139,6 +139,13 @@ impl Medium {
         }
     }
 
+    /// What an OSD does now and then while it is full: only a checkpoint finds out that there is room again.
+    pub(crate) fn look_for_room(&mut self) {
+        if let Self::Engine(engine) = self {
+            engine.look_for_room();
+        }
+    }
+
     /// There is room again.
     pub(crate) fn make_room(&mut self) {
         if let Self::Engine(engine) = self {

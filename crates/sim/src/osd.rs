@@ -358,6 +358,9 @@ impl OsdHost {
             bus.stats.sometimes("an OSD says that it is full");
             core.handle_space(now, self.told_full);
         }
+        if self.told_full {
+            self.medium.look_for_room();
+        }
         let Some(caller) = &mut self.caller else { return };
         let limit = if self.gives_up { bus.now.saturating_sub(GIVE_UP) } else { 0 };
         for call in caller.abandon(|call| matches!(call, Call::Cas(_, at) if *at < limit)) {

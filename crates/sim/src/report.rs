@@ -86,6 +86,8 @@ pub struct Summary {
     pub seeds: u64,
     /// All of them together.
     pub stats: Stats,
+    /// In how many of them each kind of fault, and each thing that should happen sometimes, did happen.
+    pub seen_in: BTreeMap<&'static str, u64>,
     /// Those that failed.
     pub failures: Vec<Report>,
 }
@@ -94,6 +96,9 @@ impl Summary {
     /// Takes one run in.
     pub fn add(&mut self, report: Report) {
         self.seeds += 1;
+        for what in report.stats.faults.keys().chain(report.stats.sometimes.keys()) {
+            *self.seen_in.entry(what).or_default() += 1;
+        }
         self.stats.add(&report.stats);
         if report.failure.is_some() {
             self.failures.push(report);
@@ -105,6 +110,11 @@ impl Summary {
     pub fn to_json(&self) -> Value {
         let failure = |report: &Report| json!({ "seed": report.seed, "check": report.failure.as_ref().map(|f| f.check.name()), "failure": report.failure.as_ref().map(|f| f.what.as_str()), "replay": report.command() });
         let mean = |count: u64| count as f64 / self.seeds.max(1) as f64;
+        let row = |(what, count): (&&'static str, &u64)| {
+            let seeds = self.seen_in.get(what).copied().unwrap_or_default();
+            ((*what).to_owned(), json!({ "count": count, "seeds": seeds }))
+        };
+        let table = |counts: &BTreeMap<&'static str, u64>| counts.iter().map(row).collect::<serde_json::Map<_, _>>();
         json!({
             "seeds": self.seeds,
             "operations": self.stats.ops,
@@ -116,8 +126,8 @@ impl Summary {
                 "faults": mean(self.stats.faults.values().sum()),
                 "failovers": mean(self.stats.failovers),
             },
-            "faults": self.stats.faults,
-            "sometimes": self.stats.sometimes,
+            "faults": table(&self.stats.faults),
+            "sometimes": table(&self.stats.sometimes),
             "failures": self.failures.iter().map(failure).collect::<Vec<_>>(),
         })
     }
@@ -140,11 +150,15 @@ impl Summary {
                 mean(self.stats.failovers)
             ),
         ];
-        let row = |(kind, count): (&&'static str, &u64)| format!("  {kind:<28} {count}");
+        let row = |(kind, count): (&&'static str, &u64)| {
+            let seeds = self.seen_in.get(kind).copied().unwrap_or_default();
+            format!("  {kind:<42} {count:>9} in {seeds} seeds")
+        };
         lines.push("faults:".into());
         lines.extend(self.stats.faults.iter().map(row));
         lines.push("sometimes:".into());
         lines.extend(self.stats.sometimes.iter().map(row));
+        lines.push(format!("slowest operation: {:.1} s", self.stats.slowest as f64 / 1e9));
         for report in &self.failures {
             let Some(what) = &report.failure else { continue };
             lines.push(format!("FAILED seed {}: {what}\n  replay: {}", report.seed, report.command()));
