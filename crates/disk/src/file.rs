@@ -148,6 +148,12 @@ impl Disk for FileDisk {
     fn wants_prewrite(&self) -> bool {
         !self.block_device
     }
+
+    /// Reads and writes name their places, so that the file's own position is free to be moved.
+    fn has_hole(&self, offset: u64, len: u64) -> bool {
+        let next = || rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Hole(offset));
+        !self.block_device && next().is_ok_and(|hole| hole < offset.saturating_add(len))
+    }
 }
 
 fn open_fd(path: &Path, options: &OpenOptions) -> Result<(OwnedFd, bool), Error> {

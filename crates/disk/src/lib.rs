@@ -3,18 +3,20 @@
 //! A disk is a run of bytes addressed in 4 KiB blocks. A write is volatile until a later [`Disk::sync`] that was
 //! issued after the write completed returns. Until then a power cut may keep it, lose it, keep parts of it in any
 //! order, or leave rubbish where it was being written; it touches nothing else. [`FileDisk`] is the real thing;
-//! [`SimDisk`] is the same contract with the cruelty on demand.
+//! [`SimDisk`] is the same contract with the cruelty on demand; [`FaultyDisk`] stands in front of a real one in tests.
 //!
 //! This is the only crate that opens block files, and the only one on the data path with `unsafe` code. It never
 //! retries, never caches, and never decides what an error means.
 
 mod buffer;
+mod faulty;
 mod file;
 mod sim;
 
 use bytes::Bytes;
 
 pub use buffer::{AlignedBuf, BufferPool};
+pub use faulty::{Fault, FaultKind, FaultyDisk, UnknownFault, parse_faults};
 pub use file::{FileDisk, OpenOptions};
 pub use sim::{CrashPolicy, Injection, SimDisk};
 
@@ -117,6 +119,12 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Whether first writes to a range cost more than later ones (a sparse file), so that it pays to write ahead.
     fn wants_prewrite(&self) -> bool {
+        false
+    }
+
+    /// Whether writing this range may need room that the filesystem below has not given yet.
+    fn has_hole(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
         false
     }
 }

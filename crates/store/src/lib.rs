@@ -35,4 +35,4 @@ pub use key::{Key, MAX_ATTRIBUTE_NAME, Scope};
 pub use superblock::Identity;
 pub use transaction::{LoadedPg, Output, ReadFailure, ReadReply, Rejection, Token, Transaction, Usage};
 pub use tree::NodeRef;
-pub use verify::{Report, verify};
+pub use verify::{MAX_PROBLEMS, Problem, Report, verify};

@@ -17,6 +17,7 @@
 //! only after a durable checkpoint froze the state in which it was free.
 
 mod apply;
+mod check;
 mod checkpoint;
 mod deferred;
 mod dirty;

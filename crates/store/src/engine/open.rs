@@ -84,7 +84,7 @@ pub fn write_identity(disk: &dyn Disk, store: &mut Store, identity: Identity) ->
     write_superblock(disk, &store.superblock)
 }
 
-fn read_index(disk: &dyn Disk, superblock: &Superblock, used: &mut UsedMap) -> Result<IndexContent, Error> {
+pub(super) fn read_index(disk: &dyn Disk, superblock: &Superblock, used: &mut UsedMap) -> Result<IndexContent, Error> {
     let mut content = IndexContent::default();
     let mut partial: Option<(RowKey, BytesMut)> = None;
     let finish = |content: &mut IndexContent, partial: Option<(RowKey, BytesMut)>| match partial {
@@ -173,7 +173,7 @@ fn pending_data(disk: &dyn Disk, pending: &Pending) -> Result<Option<Bytes>, Err
 }
 
 impl Store {
-    fn at_checkpoint(config: Config, superblock: Superblock) -> Self {
+    pub(super) fn at_checkpoint(config: Config, superblock: Superblock) -> Self {
         let checkpoint = superblock.checkpoint;
         let applied = LogPosition {
             lsn: checkpoint.next_lsn - 1,
@@ -240,7 +240,7 @@ impl Store {
     }
 
     /// Takes over what the index says; gives back the kept log entries.
-    fn adopt(&mut self, index: IndexContent) -> BTreeMap<(PgId, u64), LogEntry> {
+    pub(super) fn adopt(&mut self, index: IndexContent) -> BTreeMap<(PgId, u64), LogEntry> {
         for (id, row) in index.rows {
             let pg = Pg {
                 planned_commit: row.commit,

@@ -62,7 +62,7 @@ fn a_long_write_goes_straight_to_its_extent() {
     bench.checkpoint();
     let mut bench = bench.reopen(CrashPolicy::LOSE_ALL, 3);
     assert_eq!(bench.read(p, o, 0, 256 * 4096).unwrap().data, expected);
-    assert_eq!(verify(&bench.disk).unwrap().problems, Vec::<String>::new());
+    assert_eq!(verify(&bench.disk).unwrap().problems, []);
 }
 
 /// Three transactions share a record: a long write, a short one in its place, the commit point. The short one's bytes
@@ -129,7 +129,7 @@ fn content_lands_below_pending_entries() {
     bench.persist(Transaction::new(p, 2));
     assert_eq!(bench.read(p, o, 0, 4096).unwrap().data, bytes(2, 1));
     bench.checkpoint();
-    assert_eq!(verify(&bench.disk).unwrap().problems, Vec::<String>::new());
+    assert_eq!(verify(&bench.disk).unwrap().problems, []);
 }
 
 #[test]
@@ -211,7 +211,8 @@ fn rot_is_seen_and_named() {
     assert_eq!(failure.offsets, [9 * 4096]);
     assert_eq!(bench.read(p, o, 0, 9 * 4096).unwrap().data, bytes(5, 9));
     let report = verify(&bench.disk).unwrap();
-    assert_eq!((report.bad_blocks, report.problems.len()), (1, 1));
+    assert_eq!((report.bad_blocks, report.found), (1, 1));
+    assert_eq!((report.problems[0].object, report.problems[0].offset), (Some(o), Some(9 * 4096)));
     // Repair is content.
     let content = vec![(o, vec![data_run(9, bytes(5, 64).slice(9 * 4096..10 * 4096))])];
     bench.persist(Transaction { content, ..Transaction::new(p, 1) });
@@ -261,6 +262,8 @@ fn rotten_data_in_a_durable_record_is_lost_by_name_and_the_entry_stays() {
     // The fourth is pending: its bytes are needed by others, so that it must not look as if they were there.
     bench.persist(appended(p, 3, vec![write(5, o, 5, bytes(5, 1))]));
     let other = bench.disk.fork();
+    let report = verify(&other).unwrap();
+    assert_eq!((report.problems[0].object, report.problems[0].offset), (Some(o), Some(2 * 4096)));
     other.flip_bit((1 << 20) + (6 + 1) * 4096 + 50, 1);
     let other = Bench::open(other.power_on(CrashPolicy::LOSE_ALL), 1);
     assert_eq!(other.loaded[&p].pending, [(5, bytes(5, 1))]);
@@ -273,6 +276,21 @@ fn rotten_data_in_a_durable_record_is_lost_by_name_and_the_entry_stays() {
         bench.checkpoint();
         bench = bench.reopen(CrashPolicy::LOSE_ALL, 1);
     }
+}
+
+#[test]
+fn pending_data_in_its_place_is_checked_offline_too() {
+    let mut bench = Bench::new(1);
+    let (p, o) = (pg(0), object(pg(0), 0));
+    bench.persist(appended(p, 0, vec![write(1, o, 0, bytes(5, 64))]));
+    bench.persist(appended(p, 0, vec![write(2, o, 70, bytes(6, 1))]));
+    let report = verify(&bench.disk).unwrap();
+    assert!(report.is_clean());
+    assert_eq!((report.pending, report.blocks, report.verified), (2, 64, 64));
+    let place = find(&bench.disk, &bytes(5, 64)[63 * 4096..]);
+    bench.disk.flip_bit(place, 0);
+    let report = verify(&bench.disk).unwrap();
+    assert_eq!((report.found, report.problems[0].offset), (1, Some(63 * 4096)));
 }
 
 #[test]
@@ -323,7 +341,7 @@ fn a_full_disk_still_takes_deletes_and_metadata() {
     }
     bench.checkpoint();
     bench.persist(appended(p, end, vec![write(end + 1, object(p, 0), 0, bytes(1, 32))]));
-    assert_eq!(verify(&bench.disk).unwrap().problems, Vec::<String>::new());
+    assert_eq!(verify(&bench.disk).unwrap().problems, []);
 }
 
 #[test]

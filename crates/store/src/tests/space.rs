@@ -135,7 +135,7 @@ impl Crowd {
             assert_eq!(self.bench.loaded.get(id).cloned().unwrap_or_default(), model.loaded());
         }
         self.check("after");
-        assert_eq!(verify(&self.bench.disk).unwrap().problems, Vec::<String>::new());
+        assert_eq!(verify(&self.bench.disk).unwrap().problems, []);
         self
     }
 }
