@@ -23,8 +23,6 @@ use crate::profile::Profile;
 /// Operations under way at once.
 const WINDOW: usize = 4;
 const PULSE: Nanos = 200 * MS;
-/// Per mille of the reader's operations that read.
-const READER_READS: u64 = 975;
 
 /// Blocks of each volume that are worked on.
 pub(crate) const BLOCKS: u64 = 80;
@@ -306,12 +304,14 @@ impl ClientHost {
         if !core.has_room() || core.fatal().is_some() {
             return;
         }
-        let kind = bus.rng.below(1000);
-        let Profile { hot, hot_share, .. } = &self.profile;
-        let reads = if self.index == READER { READER_READS } else { self.profile.reads };
+        let reader = self.index == READER && self.shared;
+        let kind = if reader { 0 } else { bus.rng.below(1000) };
+        let Profile { hot, hot_share, reads, .. } = &self.profile;
         let sweep = self.sweep.pop();
         let (first, count) = match sweep {
             Some(block) => (block, 1),
+            // Only where the group is that others write in: it goes on reading when no other group answers.
+            None if reader => (*bus.rng.pick(self.profile.same_object()), 1),
             None => {
                 let first = if bus.rng.chance(*hot_share) { *bus.rng.pick(hot) } else { bus.rng.below(BLOCKS - 4) };
                 (first, bus.rng.between(1, 3).min(BLOCKS - first))
@@ -321,7 +321,7 @@ impl ClientHost {
         let mut values = vec![0; count as usize];
         let op = match kind {
             _ if sweep.is_some() => Op::Read { offset, len },
-            _ if kind < reads => Op::Read { offset, len },
+            _ if kind < *reads => Op::Read { offset, len },
             0..900 => {
                 let mut data = Vec::new();
                 for value in &mut values {

@@ -193,12 +193,16 @@ impl Engine {
         self.disk.inject(Injection::Full(full));
     }
 
-    /// Bits flip all over the log.
+    /// A bit flips in the head of some record of the log, in the middle or at its end, live or long forgotten.
     pub(crate) fn rot_log(&self, rng: &mut Rng) {
         let Ok(Some(superblock)) = cairn_store::read_superblock(&self.disk) else { return };
         let shard = superblock.shard();
-        for _ in 0..64 {
-            self.disk.flip_bit(shard.ring_start + rng.below(shard.ring_len), rng.below(8) as u8);
+        let mut block = [0; BLOCK_SIZE as usize];
+        let ring = (shard.ring_start..shard.ring_start + shard.ring_len).step_by(BLOCK_SIZE as usize);
+        let is_head = |at: &u64| self.disk.read_at(*at, &mut block).is_ok() && block.starts_with(b"CWAL");
+        let heads = ring.filter(is_head).collect::<Vec<_>>();
+        if !heads.is_empty() {
+            self.disk.flip_bit(rng.pick(&heads) + rng.between(8, 88), rng.below(8) as u8);
         }
     }
 

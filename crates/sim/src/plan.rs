@@ -20,7 +20,7 @@ pub(crate) struct Shape {
 pub(crate) const ALONE: (usize, usize) = (0, 0);
 /// The volume that two clients share, and who they are.
 pub(crate) const SHARED: (usize, [usize; 2]) = (1, [1, READER]);
-/// A client that hardly writes: where writes hang, it goes on and sees what it may not see.
+/// A client that only reads while it shares a volume: where writes hang, it goes on and sees what it may not see.
 pub(crate) const READER: usize = 3;
 
 /// Everything that goes wrong between two moments.

@@ -5,6 +5,7 @@
 use crate::bus::{MS, Nanos};
 use crate::client::BLOCKS;
 use crate::rng::Rng;
+use crate::world::BLOCKS_PER_OBJECT;
 
 /// See the file's head.
 #[derive(Clone, Debug)]
@@ -22,6 +23,13 @@ pub(crate) struct Profile {
 }
 
 impl Profile {
+    /// Those of the hot blocks that lie in one object with the first.
+    pub(crate) fn same_object(&self) -> &[u64] {
+        let object = |block: &u64| block / BLOCKS_PER_OBJECT;
+        let others = self.hot.iter().position(|block| object(block) != object(&self.hot[0]));
+        &self.hot[..others.unwrap_or(self.hot.len())]
+    }
+
     pub(crate) fn draw(rng: &mut Rng) -> Self {
         let start = rng.below(BLOCKS / 16) * 16;
         let hot = match rng.below(4) {

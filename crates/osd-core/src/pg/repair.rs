@@ -25,7 +25,10 @@ const RETRY_MS: u64 = 5000;
 #[derive(Debug)]
 struct Job {
     len: u32,
+    /// Asked in this round.
     tried: BTreeSet<OsdId>,
+    /// They said that they have nothing sound.
+    refused: BTreeSet<OsdId>,
     asked: Option<(OsdId, u64)>,
     wake: Time,
 }
@@ -45,7 +48,8 @@ impl Repair {
         let mut at = offset;
         while at < offset + len {
             let piece = PIECE.min(offset + len - at);
-            let job = Job { len: piece, tried: BTreeSet::new(), asked: None, wake: Time(0) };
+            let (tried, refused) = (BTreeSet::new(), BTreeSet::new());
+            let job = Job { len: piece, tried, refused, asked: None, wake: Time(0) };
             self.jobs.entry((object, at)).or_insert(job);
             at += piece;
         }
@@ -66,8 +70,8 @@ impl Pg {
         }
         let missing = &self.missing;
         self.repair.jobs.retain(|(object, offset), job| missing.lacks(*object, *offset, job.len));
-        let peers = self.config.isr.iter().copied().filter(|osd| *osd != self.me && !ctx.peers.is_down(ctx.now, *osd));
-        let peers = peers.collect::<Vec<_>>();
+        let others = self.config.isr.iter().copied().filter(|osd| *osd != self.me).collect::<Vec<_>>();
+        let peers = others.iter().copied().filter(|osd| !ctx.peers.is_down(ctx.now, *osd)).collect::<Vec<_>>();
         let mut hopeless = BTreeSet::new();
         let mut under_way = self.repair.jobs.values().filter(|job| job.asked.is_some() && job.wake > ctx.now).count();
         for ((object, offset), job) in &mut self.repair.jobs {
@@ -77,8 +81,13 @@ impl Pg {
             let Some(peer) = peers.iter().find(|osd| !job.tried.contains(osd)) else {
                 job.tried.clear();
                 job.asked = None;
-                job.wake = ctx.now.plus_ms(RETRY_MS);
-                hopeless.insert(*object);
+                job.wake = ctx.now.plus_ms(PATIENCE_MS);
+                // An in-sync member that is only out of reach may have it: whoever reads waits for it.
+                if others.iter().all(|osd| job.refused.contains(osd)) {
+                    job.refused.clear();
+                    job.wake = ctx.now.plus_ms(RETRY_MS);
+                    hopeless.insert(*object);
+                }
                 continue;
             };
             self.repair.next_id += 1;
@@ -142,12 +151,16 @@ impl Pg {
         let object = *object;
         job.asked = None;
         job.wake = Time(0);
-        let Some(runs) = runs else { return };
+        let Some(runs) = runs else {
+            job.refused.insert(from);
+            return;
+        };
         let sound = runs.iter().all(|run| match &run.content {
             RunContent::Data { data, crcs } => data.len() == run.len as usize && crcs_match(data, crcs),
             RunContent::Absent | RunContent::Zero => true,
         });
         if !sound {
+            job.refused.insert(from);
             return;
         }
         let covered = |at| self.log.touched_by(object, at, cairn_types::BLOCK_SIZE).is_some();
