@@ -3,7 +3,7 @@
 //! One build with the feature `planted`, in the simulation's own small crates; the bug is chosen at run time. The
 //! search itself is the simulation program's business: here it is built, called, and its table passed on.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cairn_tests::cargo;
 use clap::Args;
 
@@ -18,7 +18,13 @@ pub(crate) struct Options {
     /// Only replay the seed at which each bug was found: it must fail with the bug and pass without.
     #[arg(long)]
     pinned: bool,
+    /// Look anew for the bugs that their pinned seed does not find any more, and write the file of pinned seeds.
+    #[arg(long, conflicts_with = "pinned")]
+    repin: bool,
 }
+
+/// Where the seeds are pinned, from the root.
+const PINNED: &str = "crates/sim/planted.txt";
 
 impl Options {
     /// What every change must pass.
@@ -30,7 +36,13 @@ impl Options {
 /// Builds once and runs the table, or the pinned seeds.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let seeds = options.seeds.to_string();
-    let mut args = vec!["run", "--quiet", "--package", "cairn-sim", "--features", "planted", "--bin", "cairn-sim", "--"];
+    let mut args =
+        vec!["run", "--quiet", "--package", "cairn-sim", "--features", "planted", "--bin", "cairn-sim", "--"];
+    if options.repin {
+        args.extend(["--repin", "--seeds", &seeds]);
+        let table = cairn_tests::capture(&mut cargo(&args))?;
+        return std::fs::write(cairn_tests::root().join(PINNED), table).context("cannot write the pinned seeds");
+    }
     if options.pinned {
         args.push("--pinned");
     } else {

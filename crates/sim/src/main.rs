@@ -12,7 +12,8 @@ const USAGE: &str = "usage: cairn-sim [--seeds N] [--seed S] [--json] [--verbose
        cairn-sim --planted NAME [--seeds N | --seed S]  plants one and looks for it
        cairn-sim --mutants [--seeds N] [--json]     looks for every one; prints the table
        cairn-sim --pinned                           replays the seed at which each was found
---planted, --mutants and --pinned need the feature `planted`.";
+       cairn-sim --repin [--seeds N]                looks anew for those it is not found with any more; prints the file
+--planted, --mutants, --pinned and --repin need the feature `planted`.";
 
 #[derive(Default)]
 struct Arguments {
@@ -25,6 +26,7 @@ struct Arguments {
     list: bool,
     mutants: bool,
     pinned: bool,
+    repin: bool,
 }
 
 fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
@@ -42,6 +44,7 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--list-planted" => arguments.list = true,
             "--mutants" => arguments.mutants = true,
             "--pinned" => arguments.pinned = true,
+            "--repin" => arguments.repin = true,
             other => return Err(format!("unknown argument `{other}`")),
         }
     }
@@ -61,7 +64,7 @@ fn main() -> ExitCode {
         planted::names().iter().for_each(|name| println!("{name}"));
         return ExitCode::SUCCESS;
     }
-    let wants_bug = arguments.mutants || arguments.pinned || arguments.planted.is_some();
+    let wants_bug = arguments.mutants || arguments.pinned || arguments.repin || arguments.planted.is_some();
     if wants_bug && !cfg!(feature = "planted") {
         eprintln!("this program was built without the feature `planted`\n{USAGE}");
         return ExitCode::from(2);
@@ -78,6 +81,12 @@ fn main() -> ExitCode {
         wrong.iter().for_each(|what| println!("{what}"));
         println!("{} pinned seeds replayed with and without their bugs", planted::pinned().len());
         return verdict(wrong.is_empty());
+    }
+    if arguments.repin {
+        let (table, gone) = planted::repin(arguments.seeds.unwrap_or(10_000), &options, |row| eprintln!("{row}"));
+        print!("{table}");
+        gone.iter().for_each(|bug| eprintln!("{bug} was not found"));
+        return verdict(gone.is_empty());
     }
     if let Some(name) = &arguments.planted {
         return look_for(name, &arguments, &options);

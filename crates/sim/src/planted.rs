@@ -166,6 +166,32 @@ pub fn replay_pinned(options: &Options) -> Vec<String> {
     wrong
 }
 
+/// Looks anew for every bug whose pinned seed does not find it any more; gives the whole table as it is to be kept, and
+/// the bugs that were not found.
+#[must_use]
+pub fn repin(seeds: u64, options: &Options, mut say: impl FnMut(String)) -> (String, Vec<&'static str>) {
+    let head = PINNED.lines().take_while(|line| line.starts_with('#'));
+    let mut table = head.map(|line| format!("{line}\n")).collect::<String>();
+    let known = pinned();
+    let mut gone = Vec::new();
+    for bug in names() {
+        let before = known.iter().find(|(name, _)| *name == bug).map(|(_, seed)| *seed);
+        assert!(plant(Some(bug)), "{bug} cannot be planted");
+        let still = before.and_then(|seed| search(seed, 1, options)).map(|report| report.seed);
+        assert!(plant(None), "nothing can always be planted");
+        let seed = still.or_else(|| {
+            let found = hunt(bug, seeds, options);
+            say(found.to_text());
+            found.report.map(|report| report.seed)
+        });
+        match seed {
+            Some(seed) => table.push_str(&format!("{bug} {seed}\n")),
+            None => gone.push(bug),
+        }
+    }
+    (table, gone)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
