@@ -73,7 +73,7 @@ enum Verb {
         #[command(flatten)]
         target: Target,
     },
-    /// OSDs: ls, tree. Without a verb: run one.
+    /// OSDs: ls, tree, verify. Without a verb: run one.
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Osd {
         #[command(subcommand)]

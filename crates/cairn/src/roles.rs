@@ -64,6 +64,9 @@ pub(crate) struct OsdDaemon {
     /// Allow an address that is not loopback: whoever reaches it can do everything.
     #[arg(long)]
     insecure_listen: bool,
+    /// Tests only: what the disk does wrong stands in this file.
+    #[arg(long, hide = true)]
+    inject_disk_faults: Option<PathBuf>,
 }
 
 /// Flags of a metadata member.
@@ -321,6 +324,7 @@ async fn osd(flags: OsdDaemon, stop: CancellationToken) -> Result<(), cairn_osd:
         location: Location { zone: flags.zone, rack: flags.rack, host: flags.host },
         device_class: flags.device_class,
         insecure_listen: flags.insecure_listen,
+        disk_faults: flags.inject_disk_faults,
     };
     cairn_osd::run(config, stop).await
 }

@@ -10,6 +10,7 @@
 mod carrier;
 mod control;
 mod disk_io;
+mod faults;
 mod net;
 mod requests;
 mod shard;

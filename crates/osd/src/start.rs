@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::carrier::{core_pgs, epoch_note};
 use crate::control::{Control, Fact, Inbox, MOST_QUESTIONS};
 use crate::disk_io::DiskIo;
+use crate::faults::inject;
 use crate::net::Network;
 use crate::shard::{Ended, Shard, now};
 use crate::socket::Listener;
@@ -42,6 +43,8 @@ pub struct Config {
     pub device_class: String,
     /// Allow an address that is not loopback.
     pub insecure_listen: bool,
+    /// Tests only: a file that says what the disk does wrong (see [`cairn_disk::FaultyDisk`]).
+    pub disk_faults: Option<PathBuf>,
 }
 
 /// Why an OSD does not start, or ended.
@@ -88,6 +91,13 @@ pub enum Error {
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let addresses = addresses(&config)?;
     let (disk, opened) = open(&config).await?;
+    let (disk, _faults) = match config.disk_faults.clone() {
+        Some(file) => {
+            let (disk, guard) = inject(disk, file);
+            (disk, Some(guard))
+        }
+        None => (disk, None),
+    };
     let client = MetaClient::new(&config.meta)?;
     let registered = tokio::select! {
         registered = register(&config, &client, disk.as_ref(), opened) => registered?,

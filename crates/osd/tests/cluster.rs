@@ -80,6 +80,7 @@ impl Cluster {
             location: Location { zone: "default".into(), rack: "default".into(), host: "here".into() },
             device_class: "ssd".into(),
             insecure_listen: false,
+            disk_faults: None,
         }
     }
 
@@ -221,7 +222,7 @@ async fn what_is_written_survives_stops_and_returns() {
     for device in devices {
         let options = cairn_disk::OpenOptions { path: device, create_len: None, read_only: true };
         let report = cairn_store::verify(&cairn_disk::FileDisk::open(&options).unwrap()).unwrap();
-        assert_eq!(report.problems, Vec::<String>::new());
+        assert_eq!(report.problems, []);
         assert!(report.superblock.unwrap().identity.osd.is_some());
     }
     drop(keep);

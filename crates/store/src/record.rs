@@ -354,7 +354,7 @@ pub(crate) fn decode_entry(r: &mut Reader<'_>) -> Result<LogEntry, Malformed> {
     Ok(LogEntry { version, prev, epoch, request, acked_through, generation, snap_context, op })
 }
 
-fn encode_pieces(pieces: &[Piece], w: &mut Writer) {
+pub(crate) fn encode_pieces(pieces: &[Piece], w: &mut Writer) {
     w.u32(pieces.len() as u32);
     for piece in pieces {
         w.u32(piece.block).u32(piece.count);

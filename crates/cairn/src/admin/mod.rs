@@ -4,6 +4,7 @@ mod node;
 mod osd;
 mod pool;
 mod status;
+mod verify;
 mod volume;
 
 use std::path::PathBuf;

@@ -1,12 +1,13 @@
-//! `cairn osd ls` and `cairn osd tree`.
+//! `cairn osd ls`, `cairn osd tree`, and the way to `cairn osd verify`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use cairn_types::map::{ClusterMap, Osd, WEIGHT_ONE};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::Target;
+use super::{Target, verify};
 use crate::failure::Outcome;
 use crate::output::{self, Format};
 use crate::size;
@@ -18,16 +19,28 @@ pub(crate) enum OsdVerb {
     Ls(Target),
     /// All OSDs where they stand: zone, rack, host.
     Tree(Target),
+    /// Check a device that no OSD uses: superblocks, log, index, every block's checksum. Writes nothing.
+    Verify {
+        /// A block device or a file.
+        path: PathBuf,
+        /// table or json.
+        #[arg(short, long, default_value = "table")]
+        output: Format,
+    },
 }
 
 pub(crate) async fn run(verb: OsdVerb) -> Outcome {
-    let (OsdVerb::Ls(target) | OsdVerb::Tree(target)) = &verb;
+    let (target, as_tree) = match &verb {
+        OsdVerb::Ls(target) => (target, false),
+        OsdVerb::Tree(target) => (target, true),
+        OsdVerb::Verify { path, output } => return verify::run(path, *output),
+    };
     let map = target.connect()?.map().await?;
-    match (&verb, target.output) {
-        (OsdVerb::Ls(_), Format::Json) => output::json(&map.osds.values().map(to_json).collect::<Vec<_>>()),
-        (OsdVerb::Ls(_), Format::Table) => list(&map),
-        (OsdVerb::Tree(_), Format::Json) => output::json(&tree_json(&map)),
-        (OsdVerb::Tree(_), Format::Table) => tree(&map),
+    match (as_tree, target.output) {
+        (false, Format::Json) => output::json(&map.osds.values().map(to_json).collect::<Vec<_>>()),
+        (false, Format::Table) => list(&map),
+        (true, Format::Json) => output::json(&tree_json(&map)),
+        (true, Format::Table) => tree(&map),
     }
     Ok(())
 }
