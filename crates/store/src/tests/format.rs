@@ -140,7 +140,7 @@ fn the_node_header_is_as_described() {
 
 /// The numbers and names of a list like "1 write, 2 zero" that follows these words in the document.
 fn listed(after: &str, end: &str) -> BTreeMap<String, u64> {
-    let text = DOCUMENT.replace('\n', " ");
+    let text = DOCUMENT.split_whitespace().collect::<Vec<_>>().join(" ");
     let list = text.split(after).nth(1).expect("the words are there").split(end).next().unwrap_or_default();
     let item = |item: &str| {
         let (number, name) = item.trim().split_once(' ')?;
