@@ -12,6 +12,7 @@ use cairn_types::peer::{Heartbeat, HeartbeatReply, PeerMessage, PgStatus};
 use cairn_types::{Epoch, Incarnation, ObjectId, OsdId, PgId};
 
 use crate::Time;
+use crate::fills::Fills;
 use crate::outbox::{Outbox, PersistFor};
 use crate::output::{
     CasOutcome, CasToken, Config, ConnId, ListToken, LoadedPg, Output, PersistToken, ReadFailure, ReadToken, StopReason,
@@ -31,6 +32,7 @@ pub struct OsdCore {
     map: Arc<ClusterMap>,
     pgs: BTreeMap<PgId, Pg>,
     peers: Peers,
+    fills: Fills,
     out: Outbox,
     attempts: u64,
     now: Time,
@@ -55,6 +57,7 @@ impl OsdCore {
             map: Arc::default(),
             pgs: BTreeMap::new(),
             peers,
+            fills: Fills::default(),
             out: Outbox::default(),
             attempts: 0,
             now,
@@ -121,9 +124,12 @@ impl OsdCore {
         }
         let map = Arc::clone(&self.map);
         self.peers.handle_map(self.now, &map, watched(&map, me));
+        self.fills = Fills::of(&map, me);
+        let led = self.led();
         for id in self.pgs.keys().copied().collect::<Vec<_>>() {
             self.with(id, |pg, ctx| pg.handle_map(ctx));
         }
+        self.tell_of_the_lead(&led);
         self.out.persist_epoch(self.now, map.epoch);
         if self.pgs.is_empty() {
             self.next_tick = None;
@@ -204,7 +210,7 @@ impl OsdCore {
     /// A read's result: data of exactly the range asked for, with the state of each block.
     pub fn handle_read(&mut self, now: Time, token: ReadToken, result: Result<ReadData, ReadFailure>) {
         self.now = self.now.max(now);
-        if let Some((id, what)) = self.out.read_done(token).filter(|_| !self.stopped) {
+        if let Some((id, what)) = self.out.read_done(self.now, token).filter(|_| !self.stopped) {
             self.with(id, |pg, ctx| pg.handle_read(ctx, what, result));
         }
     }
@@ -263,7 +269,7 @@ impl OsdCore {
         }
         let ids = self.pgs.keys().copied().collect::<Vec<_>>();
         let due = ids.into_iter().filter_map(|id| self.with(id, |pg, ctx| pg.deadline(ctx))).min();
-        self.next_tick.into_iter().chain(due).min()
+        self.next_tick.into_iter().chain(due).chain(self.out.pace.due(self.now)).min()
     }
 
     /// Time has come.
@@ -275,8 +281,11 @@ impl OsdCore {
         if let Some(due) = self.next_tick.filter(|due| *due <= self.now) {
             self.next_tick = Some(self.now.plus_ms(HEARTBEAT_MS));
             self.peers.handle_lag(self.now, self.now.ms_since(due));
-            for osd in self.peers.watched().collect::<Vec<_>>() {
-                self.beat(osd);
+            // What was asked for and refused since the last map holds no place.
+            self.fills = Fills::of(&self.map, self.config.osd);
+            let awaited = self.pgs.values().flat_map(Pg::awaited);
+            for osd in self.peers.watched().chain(awaited).collect::<BTreeSet<_>>() {
+                self.say_beat(osd);
             }
             for id in self.pgs.keys().copied().collect::<Vec<_>>() {
                 self.with(id, |pg, ctx| pg.handle_tick(ctx));
@@ -348,6 +357,7 @@ impl OsdCore {
             own: &self.config,
             map: &self.map,
             peers: &self.peers,
+            fills: &mut self.fills,
             out: &mut self.out,
             full: self.full,
             attempts: &mut self.attempts,
@@ -378,9 +388,28 @@ impl OsdCore {
     }
 
     fn beat(&mut self, osd: OsdId) {
-        if self.stopped || !self.peers.watched().any(|other| other == osd) {
-            return;
+        if !self.stopped && self.peers.watched().any(|other| other == osd) {
+            self.say_beat(osd);
         }
+    }
+
+    /// The groups that this OSD orders.
+    fn led(&self) -> BTreeSet<PgId> {
+        self.pgs.iter().filter(|(_, pg)| pg.is_primary()).map(|(id, _)| *id).collect()
+    }
+
+    /// A lead that changes hands on purpose must not wait for a heartbeat: whoever lost it says at once that it knows,
+    /// whoever got it asks at once for leases, and asks those that may still hold a lease of its own.
+    fn tell_of_the_lead(&mut self, led: &BTreeSet<PgId>) {
+        let now = self.led();
+        let lost = led.difference(&now).filter_map(|id| self.map.pgs.get(id)?.primary);
+        let got = now.difference(led).filter_map(|id| self.pgs.get(id)).flat_map(|pg| pg.others().chain(pg.awaited()));
+        for osd in lost.chain(got).filter(|osd| *osd != self.config.osd).collect::<BTreeSet<_>>() {
+            self.say_beat(osd);
+        }
+    }
+
+    fn say_beat(&mut self, osd: OsdId) {
         let want_lease = self.pgs.values().any(|pg| pg.wants_lease_of(osd));
         let commits = self.pgs.values_mut().filter_map(|pg| pg.commit_news(osd)).collect();
         let beat = Heartbeat {
@@ -414,7 +443,8 @@ impl OsdCore {
     }
 
     fn touch_shared(&mut self, osd: OsdId) {
-        let shared = self.pgs.iter().filter(|(_, pg)| pg.is_primary() && pg.others().any(|other| other == osd));
+        let concerns = |pg: &Pg| pg.others().chain(pg.awaited()).any(|other| other == osd);
+        let shared = self.pgs.iter().filter(|(_, pg)| pg.is_primary() && concerns(pg));
         self.touched.extend(shared.map(|(id, _)| *id));
     }
 

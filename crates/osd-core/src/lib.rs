@@ -12,8 +12,10 @@
 #![forbid(unsafe_code)]
 
 mod core;
+mod fills;
 mod outbox;
 pub mod output;
+mod pace;
 mod peers;
 mod pg;
 pub mod planted;

@@ -8,6 +8,7 @@ use cairn_types::{ConfVersion, Epoch, ObjectId, OsdId, PgId, RequestId};
 
 use crate::Time;
 use crate::output::{CasToken, ConnId, ListToken, Output, PersistToken, PgChange, ReadToken, Transaction};
+use crate::pace::Pace;
 use crate::pg::{Durable, ListFor, ReadFor};
 
 /// What a durable token means to its owner.
@@ -30,6 +31,8 @@ pub(crate) struct Outbox {
     pub(crate) bytes_in_flight: usize,
     /// Members that are being recovered, over all PGs.
     reservations: BTreeSet<(PgId, OsdId)>,
+    /// How fast recovery copies beside clients.
+    pub(crate) pace: Pace,
 }
 
 impl Outbox {
@@ -68,8 +71,12 @@ impl Outbox {
         self.push(Output::Read { token, pg, object, offset: range.0, len: range.1 });
     }
 
-    pub(crate) fn read_done(&mut self, token: ReadToken) -> Option<(PgId, ReadFor)> {
-        self.reads.remove(&token).map(|(_, pg, what)| (pg, what))
+    pub(crate) fn read_done(&mut self, now: Time, token: ReadToken) -> Option<(PgId, ReadFor)> {
+        let (began, pg, what) = self.reads.remove(&token)?;
+        if matches!(what, ReadFor::Client { .. }) {
+            self.pace.client(now, began);
+        }
+        Some((pg, what))
     }
 
     pub(crate) fn list(&mut self, pg: PgId, after: Option<ObjectKey>, limit: usize, what: ListFor) {

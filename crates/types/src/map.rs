@@ -26,6 +26,63 @@ pub struct ClusterMap {
     pub pgs: BTreeMap<PgId, PgConfig>,
     /// What each volume's fence lets through; a volume without attachments has an empty set.
     pub volumes: BTreeMap<VolumeId, VolumeFence>,
+    /// What the administrator set for the whole cluster.
+    pub settings: Settings,
+}
+
+/// How data may move, for the whole cluster. The flags are for maintenance: each stops something the cluster does by
+/// itself, until it is unset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// An OSD that stays down stays in placement.
+    pub noout: bool,
+    /// A PG that has all its copies stays where it is.
+    pub norebalance: bool,
+    /// An OSD that joins stays out of placement.
+    pub noin: bool,
+    /// The balancer makes no exceptions by itself.
+    pub nobalance: bool,
+    /// After this many seconds a down OSD is taken out of placement.
+    pub down_out_s: u32,
+    /// The most PGs that may be filled from nothing at one OSD, and by one primary. PGs that have all their copies and
+    /// only move get half of it.
+    pub backfills: u32,
+    /// Recovery and movement give way when clients wait longer than this, in milliseconds.
+    pub client_latency_ms: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            noout: false,
+            norebalance: false,
+            noin: false,
+            nobalance: false,
+            down_out_s: 600,
+            backfills: 8,
+            client_latency_ms: 20,
+        }
+    }
+}
+
+impl Settings {
+    /// How many PGs may be filled at one OSD. `urgent`: of those that lack a copy.
+    #[must_use]
+    pub fn fills(&self, urgent: bool) -> u32 {
+        if urgent { self.backfills.max(1) } else { (self.backfills / 2).max(1) }
+    }
+
+    /// The flags that are set, by the words that set them.
+    #[must_use]
+    pub fn flags(&self) -> Vec<&'static str> {
+        let all = [
+            (self.noout, "noout"),
+            (self.norebalance, "norebalance"),
+            (self.noin, "noin"),
+            (self.nobalance, "nobalance"),
+        ];
+        all.into_iter().filter(|(set, _)| *set).map(|(_, word)| word).collect()
+    }
 }
 
 /// One OSD as the map knows it.

@@ -303,6 +303,12 @@ impl Pg {
         }
     }
 
+    /// Earlier primaries whose leases this one waits for: they are asked whether they know the newer map.
+    pub(crate) fn awaited(&self) -> impl Iterator<Item = OsdId> + '_ {
+        let waiting = self.primary.iter().filter(|primary| !primary.is_active());
+        waiting.flat_map(|primary| primary.grants.iter().map(|grant| grant.holder))
+    }
+
     /// When the last outstanding grant runs out.
     pub(super) fn activation_deadline(&self) -> Option<Time> {
         let primary = self.primary.as_ref()?;

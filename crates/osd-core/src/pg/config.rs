@@ -3,6 +3,7 @@
 //! Configurations are taken from whole maps only, never from a proposal's outcome: with the configuration come the
 //! generations that were valid when it was made (I8).
 
+use cairn_types::OsdId;
 use cairn_types::io::Refusal;
 use cairn_types::map::PgConfig;
 use cairn_types::peer::LogPoint;
@@ -60,7 +61,12 @@ impl Pg {
         }
         let mut anchor: Vec<LogPoint> = vec![self.log.commit_point()];
         anchor.extend(self.log.points_after(self.log.commit()));
-        for osd in old.isr.iter().filter(|osd| **osd != self.me && !self.config.isr.contains(osd)) {
+        // Whoever's place was taken empties itself: nothing it has is worth remembering.
+        let config = &self.config;
+        let whole = !config.up.is_empty() && config.up.iter().all(|osd| config.isr.contains(osd));
+        let of_use = |osd: &&OsdId| !whole || config.up.contains(osd);
+        let left = old.isr.iter().filter(|osd| **osd != self.me && !config.isr.contains(osd));
+        for osd in left.filter(of_use) {
             let open = self.log.after(self.log.commit()).map(|kept| &kept.entry);
             let open = open.filter(|_| !planted(Bug::ForgetOpenEntries));
             self.absents.depart(*osd, anchor.clone(), open, self.object_size);

@@ -29,6 +29,7 @@ use cairn_types::peer::{PeerMessage, PgMessage, PgState, PgStatus};
 use cairn_types::{ConfVersion, Epoch, Incarnation, ObjectId, OsdId, PgId};
 
 use crate::Time;
+use crate::fills::Fills;
 use crate::outbox::Outbox;
 use crate::output::{Config, ConnId, ReadFailure};
 use crate::peers::Peers;
@@ -47,6 +48,7 @@ pub(crate) struct Ctx<'a> {
     pub(crate) own: &'a Config,
     pub(crate) map: &'a ClusterMap,
     pub(crate) peers: &'a Peers,
+    pub(crate) fills: &'a mut Fills,
     pub(crate) out: &'a mut Outbox,
     /// This OSD's store has no room.
     pub(crate) full: bool,

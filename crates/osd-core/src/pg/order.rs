@@ -49,8 +49,8 @@ pub(super) struct Primary {
     pub(super) queue: VecDeque<(ConnId, ClientRequest)>,
     /// Who is answered when a position is committed.
     pub(super) waiting: BTreeMap<u64, Vec<(ConnId, RequestId)>>,
-    /// Payload bytes per uncommitted position.
-    bytes: BTreeMap<u64, usize>,
+    /// Payload bytes per uncommitted position, and when its request came.
+    bytes: BTreeMap<u64, (usize, Time)>,
     /// Reads at the store.
     pub(super) reading: usize,
     /// Reads that have their data.
@@ -99,13 +99,13 @@ impl Primary {
     /// Uncommitted bytes at or below a position count no longer.
     pub(super) fn release_bytes(&mut self, out: &mut Outbox, through: u64) {
         while let Some(entry) = self.bytes.first_entry().filter(|entry| *entry.key() <= through) {
-            out.bytes_in_flight -= entry.remove();
+            out.bytes_in_flight -= entry.remove().0;
         }
     }
 
     /// Uncommitted bytes above a position count no longer: those entries were cut off.
     pub(super) fn release_bytes_above(&mut self, out: &mut Outbox, after: u64) {
-        out.bytes_in_flight -= self.bytes.split_off(&(after + 1)).values().sum::<usize>();
+        out.bytes_in_flight -= self.bytes.split_off(&(after + 1)).values().map(|(bytes, _)| bytes).sum::<usize>();
     }
 
     /// A request that waits already is answered on its newest connection only.
@@ -211,7 +211,7 @@ impl Pg {
         self.append(ctx, vec![Logged { entry, data }]);
         let primary = self.primary.as_mut().expect("only a primary executes");
         primary.waiting.entry(seq).or_default().push((conn, request.id));
-        primary.bytes.insert(seq, bytes);
+        primary.bytes.insert(seq, (bytes, ctx.now));
         ctx.out.bytes_in_flight += bytes;
         Ok(())
     }
@@ -273,6 +273,9 @@ impl Pg {
         }
         self.commit_through(through);
         let primary = self.primary.as_mut().expect("only a primary commits");
+        if let Some((_, (_, began))) = primary.bytes.first_key_value().filter(|(seq, _)| **seq <= through) {
+            ctx.out.pace.client(ctx.now, *began);
+        }
         primary.release_bytes(ctx.out, through);
         let later = primary.waiting.split_off(&(through + 1));
         let answered = std::mem::replace(&mut primary.waiting, later);

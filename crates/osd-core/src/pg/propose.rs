@@ -74,6 +74,8 @@ impl Pg {
             None if ctx.now < primary.propose_after => {}
             None => {
                 if let Some(change) = self.wish(ctx) {
+                    let filled = |osd: &&OsdId| self.config.acting.contains(osd) || self.config.backfill.contains(osd);
+                    ctx.fills.ask(change.backfill.iter().filter(|osd| !filled(osd)));
                     let sets = vec![change.isr.clone()];
                     let proposal = Proposal { change, stage: Stage::Wanted, doubtful: false, sets };
                     self.primary.as_mut().expect("seen above").proposal = Some(proposal);
@@ -164,7 +166,19 @@ impl Pg {
         config.acting.extend(filled);
         config.isr.extend(caught_up);
         let enough = config.isr.len() - failed.len() >= self.min_size;
-        Some(if enough { without(&config, &failed) } else { config })
+        Some(self.swapped(ctx, if enough { without(&config, &failed) } else { config }))
+    }
+
+    /// The same configuration without those whose place was taken, if with it everybody is in sync that placement wants:
+    /// {A, B} becomes {A, C} in one step. This OSD hands over on its own, in `without_surplus`.
+    fn swapped(&self, ctx: &Ctx<'_>, config: PgConfig) -> PgConfig {
+        let in_sync = |osd: &OsdId| config.isr.contains(osd) && !ctx.peers.is_down(ctx.now, *osd);
+        if config.up.len() < self.size || !config.up.iter().all(in_sync) {
+            return config;
+        }
+        let members = config.acting.iter().chain(&config.backfill);
+        let surplus = members.copied().filter(|osd| *osd != self.me && !config.up.contains(osd)).collect::<Vec<_>>();
+        without(&config, &surplus)
     }
 
     /// OSDs that placement wants and that are reachable become members: catching up where their dirty map is
@@ -177,8 +191,12 @@ impl Pg {
                 && !ctx.peers.is_full(**osd)
                 && u64::from(ctx.peers.oldest_io_ms(**osd)) < SICK_MS
         };
-        let (known, new): (Vec<_>, Vec<_>) =
+        let (known, mut new): (Vec<_>, Vec<_>) =
             self.config.up.iter().filter(wanted).copied().partition(|osd| self.absents.of(*osd).is_some());
+        // Filling from nothing is reserved at both ends; groups that lack a copy come before those that only move.
+        let living = self.config.isr.iter().filter(|osd| !ctx.peers.is_down(ctx.now, **osd));
+        let urgent = living.count() < self.size;
+        new.retain(|osd| ctx.fills.allow(*osd, urgent));
         if known.is_empty() && new.is_empty() {
             return None;
         }

@@ -174,6 +174,8 @@ impl Pg {
             } else if self.missing.lacks(object, offset, len) {
                 wanted.push((object, offset, len));
                 Stage::Waiting(ctx.now.plus_ms(REREAD_MS))
+            } else if let Err(later) = ctx.out.pace.take(ctx.now, len, ctx.map.settings.client_latency_ms) {
+                Stage::Waiting(later)
             } else {
                 ctx.out.read(ctx.now, id, object, (offset, len), ReadFor::Push { to: osd, attempt, id: *push });
                 Stage::Reading
