@@ -103,6 +103,29 @@ pub(crate) fn fair(weights: &[u64], n: usize) -> Vec<Chance> {
     }
 }
 
+/// What [`fair`] aims at: for each domain, how much of a copy it gets of every PG, in 1/2^32.
+pub(crate) fn shares(weights: &[u64], n: usize) -> Vec<u64> {
+    let whole = 1u64 << 32;
+    let mut shares = vec![0; weights.len()];
+    let mut copies = n.min(weights.len()) as u128;
+    loop {
+        let free: Vec<usize> = (0..weights.len()).filter(|i| shares[*i] != whole).collect();
+        let total: u128 = free.iter().map(|i| u128::from(weights[*i])).sum();
+        match free.iter().find(|i| u128::from(weights[**i]) * copies >= total) {
+            Some(index) if copies > 0 => {
+                shares[*index] = whole;
+                copies -= 1;
+            }
+            _ => {
+                for index in free {
+                    shares[index] = (((u128::from(weights[index]) * copies) << 32) / total.max(1)) as u64;
+                }
+                return shares;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::{prop_assert, proptest};

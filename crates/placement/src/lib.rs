@@ -14,11 +14,15 @@
 //! Picking `n` shortest straws with plain weights would give heavy domains less than their share, because none can win
 //! twice; so the chances are made such that each wins in proportion to its capacity (`fixed::fair`).
 //!
+//! Hashing spreads a few PGs unevenly. [`Placer::balance`] finds the exceptions that put it right, and
+//! [`Placer::amend`] applies those that still make sense (`balance`).
+//!
 //! All arithmetic is on integers: no float whose last bit depends on the machine (`fixed`). Nothing here allocates an id,
 //! decides who is alive, or has state. The functions are part of the format: changing them moves data.
 
 #![forbid(unsafe_code)]
 
+mod balance;
 mod fixed;
 mod tree;
 
@@ -28,7 +32,9 @@ use cairn_types::map::{ClusterMap, FailureDomain, Pool};
 use cairn_types::{OsdId, PoolId};
 
 use crate::fixed::Chance;
-use crate::tree::{Node, build};
+use crate::tree::{Names, Node, build};
+
+pub use balance::{Exception, Exceptions, Spread};
 
 /// A pool asks for more failure domains than there are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,24 +57,42 @@ pub struct Placer {
     /// Subtrees that must not share two copies, and how they compete.
     domains: Vec<(Node, Chance)>,
     weights: BTreeMap<OsdId, u64>,
+    /// Which of them each OSD lies in.
+    domain_of: BTreeMap<OsdId, usize>,
+    names: Names,
 }
 
 impl Placer {
     /// Builds the tree of the OSDs that the pool may use: those placed, and of its device class.
     #[must_use]
     pub fn new(map: &ClusterMap, pool: &Pool) -> Self {
+        Self::standing_in(map, pool, &Names::new())
+    }
+
+    /// The same, where some OSDs took the place of others: each draws under the number of the one that it stands for, so
+    /// that on the same host and with the same weight it gets exactly what the other had.
+    #[must_use]
+    pub fn standing_in(map: &ClusterMap, pool: &Pool, names: &BTreeMap<OsdId, OsdId>) -> Self {
         let fits = |class: &str| pool.device_class.as_ref().is_none_or(|wanted| wanted == class);
         let osds: Vec<_> =
             map.osds.values().filter(|osd| osd.placed && osd.weight > 0 && fits(&osd.device_class)).collect();
-        let domains = build(&osds, pool.failure_domain);
+        let domains = build(&osds, pool.failure_domain, names);
         let weights: Vec<u64> = domains.iter().map(Node::weight).collect();
         let size = pool.size as usize;
+        let mut domain_of = BTreeMap::new();
+        for (at, domain) in domains.iter().enumerate() {
+            let mut members = Vec::new();
+            domain.osds(&mut members);
+            domain_of.extend(members.into_iter().map(|(osd, _)| (osd, at)));
+        }
         Self {
             pool: pool.id,
             size,
             level: pool.failure_domain,
             domains: domains.into_iter().zip(fixed::fair(&weights, size)).collect(),
             weights: osds.iter().map(|osd| (osd.id, u64::from(osd.weight))).collect(),
+            domain_of,
+            names: names.clone(),
         }
     }
 
@@ -102,7 +126,8 @@ impl Placer {
         }
         straws.select_nth_unstable_by_key(wanted - 1, |(straw, name, _)| (*straw, *name));
         let chosen = straws[..wanted].iter().map(|(_, _, domain)| domain.descend(pg));
-        let order = |osd: &OsdId| (fixed::draw(pg, fixed::hash(u64::from(osd.0), 1), self.weights[osd]), *osd);
+        let name = |osd: &OsdId| u64::from(self.names.get(osd).unwrap_or(osd).0);
+        let order = |osd: &OsdId| (fixed::draw(pg, fixed::hash(name(osd), 1), self.weights[osd]), *osd);
         let mut chosen: Vec<OsdId> = chosen.collect();
         chosen.sort_by_cached_key(order);
         chosen

@@ -27,6 +27,14 @@ impl Node {
         }
     }
 
+    /// Every OSD here, with its weight.
+    pub(crate) fn osds(&self, found: &mut Vec<(OsdId, u64)>) {
+        match self {
+            Self::Osd { id, weight, .. } => found.push((*id, *weight)),
+            Self::Bucket { children, .. } => children.iter().for_each(|child| child.osds(found)),
+        }
+    }
+
     /// The OSD that a PG finds here: one child wins at each level.
     pub(crate) fn descend(&self, pg: u64) -> OsdId {
         match self {
@@ -53,8 +61,11 @@ fn depth(level: FailureDomain) -> usize {
     }
 }
 
+/// The numbers under which OSDs draw, where they are not their own: see [`crate::Placer::standing_in`].
+pub(crate) type Names = BTreeMap<OsdId, OsdId>;
+
 /// One subtree per failure domain, in the order of their paths.
-pub(crate) fn build(osds: &[&Osd], level: FailureDomain) -> Vec<Node> {
+pub(crate) fn build(osds: &[&Osd], level: FailureDomain, names: &Names) -> Vec<Node> {
     let depth = depth(level);
     let mut groups: BTreeMap<&[&str], Vec<&Osd>> = BTreeMap::new();
     let paths: Vec<[&str; 3]> = osds.iter().map(|osd| path(osd)).collect();
@@ -65,27 +76,28 @@ pub(crate) fn build(osds: &[&Osd], level: FailureDomain) -> Vec<Node> {
     for (path, members) in groups {
         let name = path.iter().fold(0, |parent, part| fixed::hash_name(parent, part));
         match level {
-            FailureDomain::Osd => domains.extend(members.iter().map(|osd| leaf(osd))),
-            _ => domains.push(bucket(name, depth, &members)),
+            FailureDomain::Osd => domains.extend(members.iter().map(|osd| leaf(osd, names))),
+            _ => domains.push(bucket(name, depth, &members, names)),
         }
     }
     domains
 }
 
-fn bucket(name: u64, depth: usize, members: &[&Osd]) -> Node {
+fn bucket(name: u64, depth: usize, members: &[&Osd], names: &Names) -> Node {
     let children: Vec<Node> = if depth == 3 {
-        members.iter().map(|osd| leaf(osd)).collect()
+        members.iter().map(|osd| leaf(osd, names)).collect()
     } else {
         let mut groups: BTreeMap<&str, Vec<&Osd>> = BTreeMap::new();
         for osd in members {
             groups.entry(path(osd)[depth]).or_default().push(osd);
         }
-        groups.iter().map(|(part, osds)| bucket(fixed::hash_name(name, part), depth + 1, osds)).collect()
+        groups.iter().map(|(part, osds)| bucket(fixed::hash_name(name, part), depth + 1, osds, names)).collect()
     };
     Node::Bucket { name, weight: children.iter().map(Node::weight).sum(), children }
 }
 
 /// An OSD's straws do not depend on where it stands: moved to another host, it keeps what it can.
-fn leaf(osd: &Osd) -> Node {
-    Node::Osd { name: fixed::hash(u64::from(osd.id.0), 2), weight: osd.weight.into(), id: osd.id }
+fn leaf(osd: &Osd, names: &Names) -> Node {
+    let name = names.get(&osd.id).unwrap_or(&osd.id);
+    Node::Osd { name: fixed::hash(u64::from(name.0), 2), weight: osd.weight.into(), id: osd.id }
 }
