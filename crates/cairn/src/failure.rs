@@ -14,6 +14,8 @@ pub(crate) enum Code {
     NotFound = 4,
     /// `health`: something is wrong.
     Unhealthy = 5,
+    /// `--wait --timeout`: it is under way and was not done in time.
+    Unfinished = 6,
 }
 
 /// A failed command.

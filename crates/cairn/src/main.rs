@@ -27,7 +27,7 @@ pub(crate) const DEFAULT_DIR: &str = "/var/lib/cairn";
     about = "Distributed block storage for clusters",
     max_term_width = 100,
     after_help = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 cluster not reachable, 4 not found, \
-                  5 not healthy."
+                  5 not healthy, 6 not done in time."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -73,7 +73,7 @@ enum Verb {
         #[command(flatten)]
         target: Target,
     },
-    /// OSDs: ls, tree, verify. Without a verb: run one.
+    /// OSDs: ls, tree, verify, drain, in, out, reweight, replace, remove, moves, balance, set. Without a verb: run one.
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Osd {
         #[command(subcommand)]

@@ -226,6 +226,7 @@ fn first_map(directory: &std::path::Path) -> ClusterMap {
         pools: BTreeMap::from([(PoolId(1), pool)]),
         pgs: (0..4).map(pg).collect(),
         volumes: BTreeMap::from([(VolumeId(1), fence)]),
+        ..ClusterMap::default()
     }
 }
 

@@ -142,6 +142,10 @@ impl MetaClient {
         change_pgs(meta::ChangePgsRequest) -> meta::ChangePgsReply;
         /// A PG holds nothing more of a deleted volume.
         report_purged(meta::ReportPurgedRequest) -> meta::ReportPurgedReply;
+        /// Changes where data belongs; with `dry_run`, or without a change, only says what is to be moved.
+        change_placement(meta::ChangePlacementRequest) -> meta::ChangePlacementReply;
+        /// Changes how data may move, and says what is set.
+        change_settings(meta::ChangeSettingsRequest) -> meta::ChangeSettingsReply;
         /// Makes a pool.
         create_pool(meta::CreatePoolRequest) -> meta::CreatePoolReply;
         /// Makes a volume; the same name and size again finds the same volume.
@@ -334,6 +338,8 @@ mutating!(
     ReportDownRequest,
     ChangePgsRequest,
     ReportPurgedRequest,
+    ChangePlacementRequest,
+    ChangeSettingsRequest,
     CreatePoolRequest,
     CreateVolumeRequest,
     ResizeVolumeRequest,

@@ -16,7 +16,7 @@ const SLOW_MS: u64 = 1000;
 const WARN: &str = "WARN";
 const ERROR: &str = "ERROR";
 /// Worth knowing; nothing is wrong, and the cluster is healthy with it.
-const NOTE: &str = "NOTE";
+pub(crate) const NOTE: &str = "NOTE";
 
 /// All checks that have something to say, the grave ones first.
 #[must_use]
@@ -33,6 +33,7 @@ pub fn health(machine: &Machine) -> HealthReply {
     checks.extend(pgs_degraded(map));
     checks.extend(pools_crowded(map));
     checks.extend(pools_too_few_domains(map));
+    checks.extend(crate::health_placement::checks(machine));
     summed_up(checks)
 }
 
@@ -57,7 +58,7 @@ pub fn check(code: &str, severe: bool, summary: String, remedy: &str, mut detail
     HealthCheck { code: code.to_owned(), severity, summary, remedy: remedy.to_owned(), details }
 }
 
-fn counted(n: usize, one: &str, many: &str) -> String {
+pub(crate) fn counted(n: usize, one: &str, many: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {many}") }
 }
 

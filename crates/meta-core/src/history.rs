@@ -22,6 +22,8 @@ pub(crate) struct Touched {
     pub(crate) pools: BTreeSet<PoolId>,
     pub(crate) pgs: BTreeSet<PgId>,
     pub(crate) volumes: BTreeSet<VolumeId>,
+    /// Every update carries the settings: this only makes an epoch of a change of theirs.
+    pub(crate) settings: bool,
 }
 
 impl Touched {
@@ -34,6 +36,7 @@ impl Touched {
         self.pools.extend(&other.pools);
         self.pgs.extend(&other.pgs);
         self.volumes.extend(&other.volumes);
+        self.settings |= other.settings;
     }
 
     /// The present values of what was touched.
@@ -50,6 +53,7 @@ impl Touched {
             volumes: self.volumes.iter().filter_map(|id| map.volumes.get(id).map(|v| (*id, v).into())).collect(),
             removed_osds: self.osds.iter().filter(|id| !map.osds.contains_key(id)).map(|id| id.0).collect(),
             removed_pools: self.pools.iter().filter(|id| !map.pools.contains_key(id)).map(|id| id.0).collect(),
+            settings: Some((&map.settings).into()),
             removed_volumes: self.volumes.iter().filter(|id| gone(id)).map(|id| id.0).collect(),
         }
     }

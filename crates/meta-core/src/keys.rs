@@ -7,6 +7,7 @@
 //! | `o` osd | `OsdRecord` |
 //! | `p` pool | `Pool` |
 //! | `g` pool, index | `Pg` |
+//! | `x` pool, index | `ExceptionsRecord` |
 //! | `v` volume | `VolumeRecord` |
 //! | `n` name | volume id, 8 bytes |
 //! | `d` name | `NodeRecord` |
@@ -26,6 +27,7 @@ pub(crate) const KV: &[u8] = b"k";
 pub(crate) const OSDS: &[u8] = b"o";
 pub(crate) const POOLS: &[u8] = b"p";
 pub(crate) const PGS: &[u8] = b"g";
+pub(crate) const EXCEPTIONS: &[u8] = b"x";
 pub(crate) const VOLUMES: &[u8] = b"v";
 pub(crate) const NODES: &[u8] = b"d";
 pub(crate) const SESSIONS: &[u8] = b"s";
@@ -54,6 +56,17 @@ pub(crate) fn pool(id: PoolId) -> Vec<u8> {
 
 pub(crate) fn pg(id: PgId) -> Vec<u8> {
     join(b'g', &[&id.pool.0.to_be_bytes(), &id.index.to_be_bytes()])
+}
+
+pub(crate) fn exceptions(id: PgId) -> Vec<u8> {
+    join(b'x', &[&id.pool.0.to_be_bytes(), &id.index.to_be_bytes()])
+}
+
+/// Reads back what [`exceptions`] wrote.
+pub(crate) fn parse_exceptions(key: &[u8]) -> Option<PgId> {
+    let (pool, index) = key.strip_prefix(b"x")?.split_first_chunk::<4>()?;
+    let (pool, index) = (u32::from_be_bytes(*pool), u32::from_be_bytes(index.try_into().ok()?));
+    Some(PgId { pool: PoolId(pool), index })
 }
 
 pub(crate) fn volume(id: VolumeId) -> Vec<u8> {

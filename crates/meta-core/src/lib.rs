@@ -14,18 +14,24 @@
 
 mod attach;
 mod capacity;
+mod fills;
 pub mod health;
+mod health_placement;
 mod history;
 mod keys;
 pub mod kv;
 mod machine;
+pub mod moves;
 mod osd;
 mod pg;
+mod placing;
+mod plan;
 mod pool;
 pub mod query;
 mod record;
 mod refusal;
 mod session;
+mod settings;
 mod state;
 mod volume;
 mod writes;

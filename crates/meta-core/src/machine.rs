@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use cairn_placement::Exception;
 use cairn_proto::convert::uuid_from;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
@@ -76,6 +77,12 @@ pub(crate) struct OsdNotes {
     pub(crate) confirmed: u64,
     pub(crate) oldest_io_ms: u64,
     pub(crate) suspicions: Vec<Suspicion>,
+    /// Since when it is down; 0 while it is up.
+    pub(crate) down_since_s: u64,
+    /// It was taken out because it was down for too long.
+    pub(crate) out_by_itself: bool,
+    /// The OSD whose place it took.
+    pub(crate) stands_for: Option<OsdId>,
 }
 
 /// Volumes of one pool, deleted ones not counted.
@@ -93,6 +100,7 @@ pub struct Machine {
     pub(crate) notes: BTreeMap<OsdId, OsdNotes>,
     pub(crate) tallies: BTreeMap<PoolId, Tally>,
     pub(crate) nodes: BTreeMap<String, NodeRecord>,
+    pub(crate) exceptions: BTreeMap<PgId, Vec<Exception>>,
     pub(crate) kv: KvRecord,
     sessions: Sessions,
     history: History,
@@ -131,6 +139,7 @@ impl Machine {
             notes: BTreeMap::new(),
             tallies: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            exceptions: BTreeMap::new(),
             kv,
             sessions: Sessions::open(state)?,
             history: History::default(),
@@ -140,6 +149,7 @@ impl Machine {
             machine.map.cluster = uuid_from("the cluster", &machine.cluster.cluster).map_err(bad)?;
             machine.map.min_protocol = machine.cluster.min_protocol as u16;
         }
+        machine.map.settings = machine.cluster.settings.unwrap_or_default().into();
         machine.read_map(state)?;
         Ok(machine)
     }
@@ -147,8 +157,10 @@ impl Machine {
     fn read_map(&mut self, state: &dyn StateRead) -> Result<(), Corrupt> {
         record::each(state, keys::OSDS, keys::OSDS, &mut |key, record: OsdRecord| {
             let osd: Osd = checked(key, record.osd.unwrap_or_default())?;
-            let OsdRecord { confirmed, oldest_io_ms, suspicions, .. } = record;
-            self.notes.insert(osd.id, OsdNotes { confirmed, oldest_io_ms, suspicions });
+            let OsdRecord { confirmed, oldest_io_ms, suspicions, down_since_s, out_by_itself, .. } = record;
+            let stands_for = record.stands_for.map(OsdId);
+            let notes = OsdNotes { confirmed, oldest_io_ms, suspicions, down_since_s, out_by_itself, stands_for };
+            self.notes.insert(osd.id, notes);
             self.map.osds.insert(osd.id, osd);
             Ok(true)
         })?;
@@ -163,6 +175,7 @@ impl Machine {
             self.map.pgs.insert(id, pg);
             Ok(true)
         })?;
+        self.read_exceptions(state)?;
         record::each(state, keys::NODES, keys::NODES, &mut |_, record: NodeRecord| {
             self.nodes.insert(record.name.clone(), record);
             Ok(true)
@@ -267,6 +280,8 @@ impl Machine {
             Payload::ReportPurged(r) => Answer::ReportPurged(self.report_purged(turn, &r)?),
             Payload::SetOsdPlaced(r) => Answer::SetOsdPlaced(self.set_osd_placed(turn, &r)?),
             Payload::RemoveOsd(r) => Answer::RemoveOsd(self.remove_osd(turn, &r)?),
+            Payload::ChangePlacement(r) => Answer::ChangePlacement(self.change_placement(turn, &r)?),
+            Payload::ChangeSettings(r) => Answer::ChangeSettings(self.change_settings(turn, &r)?),
             Payload::CreatePool(r) => Answer::CreatePool(self.create_pool(turn, r)?),
             Payload::CreateVolume(r) => Answer::CreateVolume(self.create_volume(turn, r)?),
             Payload::ResizeVolume(r) => Answer::ResizeVolume(self.resize_volume(turn, &r)?),

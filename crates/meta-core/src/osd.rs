@@ -1,13 +1,12 @@
-//! OSDs: registration with proof of identity, reports, being declared down or dead, in and out of placement.
+//! OSDs: registration with proof of identity, reports, being declared down or dead.
 //!
 //! `up` and `dead_through` are two things. `up` is opinion: it decides who may lead and join. `dead_through` is proof (its
 //! parent saw it exit, or its next life registered): only a dead incarnation may be treated as having ended its leases.
 
 use cairn_proto::convert::uuid_from;
 use cairn_proto::meta::{
-    DownEvidence, ErrorCode, OsdReports, OsdReportsReply, RegisterOsdReply, RegisterOsdRequest, RemoveOsd,
-    RemoveOsdReply, ReportDownReply, ReportDownRequest, ReportOsdReply, ReportOsdRequest, SetOsdPlaced,
-    SetOsdPlacedReply, Suspicion,
+    DownEvidence, ErrorCode, OsdReports, OsdReportsReply, RegisterOsdReply, RegisterOsdRequest, ReportDownReply,
+    ReportDownRequest, ReportOsdReply, ReportOsdRequest, Suspicion,
 };
 use cairn_types::map::{Osd, WEIGHT_ONE};
 use cairn_types::{Epoch, Incarnation, OsdId};
@@ -51,7 +50,7 @@ impl Machine {
             dead_through,
             addresses: request.addresses,
             up: true,
-            placed: before.is_none_or(|osd| osd.placed),
+            placed: self.is_placed_on_arrival(before),
             weight: before.map_or_else(|| weight_of(request.capacity), |osd| osd.weight),
             location: request.location.unwrap_or_default().into(),
             device_class: request.device_class,
@@ -59,13 +58,15 @@ impl Machine {
             used: before.map_or(0, |osd| osd.used),
             acked_epoch: before.map_or(Epoch(0), |osd| osd.acked_epoch),
         };
-        let moved = before.is_none_or(|old| (&old.location, &old.device_class) != (&osd.location, &osd.device_class));
+        let place = |osd: &Osd| (osd.location.clone(), osd.device_class.clone(), osd.placed);
+        let moved = before.is_none_or(|old| place(old) != place(&osd));
         let incarnation = osd.incarnation;
         if known.is_none() {
             self.cluster.next_osd += 1;
         }
         let notes = self.notes.entry(id).or_default();
-        *notes = OsdNotes { confirmed: notes.confirmed, ..OsdNotes::default() };
+        let (confirmed, stands_for) = (notes.confirmed, notes.stands_for);
+        *notes = OsdNotes { confirmed, stands_for, ..OsdNotes::default() };
         self.write_osd(turn, osd);
         self.renew_pgs(turn, id);
         if moved {
@@ -185,9 +186,16 @@ impl Machine {
         let slow = std::mem::replace(&mut notes.oldest_io_ms, report.oldest_io_ms) != report.oldest_io_ms;
         if !osd.up && !self.is_suspect(id, turn.now_s) {
             osd.up = true;
-            self.notes.entry(id).or_default().suspicions.clear();
+            osd.placed = self.is_placed_on_arrival(Some(&osd));
+            let notes = self.notes.entry(id).or_default();
+            notes.suspicions.clear();
+            (notes.down_since_s, notes.out_by_itself) = (0, false);
+            let moved = osd.placed != before.placed;
             self.write_osd(turn, osd);
             self.revive_pgs(turn, id);
+            if moved {
+                self.place_pgs(turn);
+            }
         } else if osd != before || slow {
             self.write_osd_quietly(turn, osd);
         }
@@ -265,49 +273,11 @@ impl Machine {
 
     fn declare_down(&mut self, turn: &mut Turn<'_>, osd: Osd) {
         let id = osd.id;
+        if osd.up {
+            self.notes.entry(id).or_default().down_since_s = turn.now_s.max(1);
+        }
         self.write_osd(turn, Osd { up: false, ..osd });
         self.leave_pgs(turn, id, |_| true);
-    }
-
-    pub(crate) fn set_osd_placed(&mut self, turn: &mut Turn<'_>, request: &SetOsdPlaced) -> Outcome<SetOsdPlacedReply> {
-        let id = OsdId(request.id);
-        let osd = self.map.osds.get(&id).ok_or_else(|| Refusal::not_found(format!("there is no {id}")))?.clone();
-        let weight = request.weight.unwrap_or(osd.weight);
-        if weight == 0 {
-            return Err(Refusal::invalid("a weight of 0 places nothing")
-                .remedy("take the OSD out of placement instead")
-                .into());
-        }
-        let next = Osd { placed: request.placed, weight, ..osd.clone() };
-        if next == osd {
-            return Ok(SetOsdPlacedReply { epoch: self.map.epoch.0 });
-        }
-        self.write_osd(turn, next);
-        self.place_pgs(turn);
-        Ok(SetOsdPlacedReply { epoch: self.coming_epoch().0 })
-    }
-
-    pub(crate) fn remove_osd(&mut self, turn: &mut Turn<'_>, request: &RemoveOsd) -> Outcome<RemoveOsdReply> {
-        let id = OsdId(request.id);
-        let Some(osd) = self.map.osds.get(&id) else {
-            return Ok(RemoveOsdReply { epoch: self.map.epoch.0 });
-        };
-        if osd.up {
-            return Err(Refusal::precondition(format!("{id} is up")).remedy("stop it first").into());
-        }
-        let member = |pg: &cairn_types::map::PgConfig| {
-            pg.acting.contains(&id) || pg.isr.contains(&id) || pg.backfill.contains(&id)
-        };
-        if let Some((pg, _)) = self.map.pgs.iter().find(|(_, pg)| member(pg)) {
-            let message = format!("{id} is still a member of placement group {pg}");
-            return Err(Refusal::precondition(message).remedy("drain it and wait until its groups have moved").into());
-        }
-        self.map.osds.remove(&id);
-        self.notes.remove(&id);
-        turn.state.delete(crate::keys::osd(id));
-        turn.touched.osds.insert(id);
-        self.place_pgs(turn);
-        Ok(RemoveOsdReply { epoch: self.coming_epoch().0 })
     }
 }
 

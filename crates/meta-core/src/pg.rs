@@ -9,7 +9,8 @@
 //!
 //! A returned OSD is not put back by these rules: the primary knows whether its log and dirty maps reach back far enough,
 //! so the primary proposes it as `acting` (catching up) or as `backfill` (from nothing). `up`, what placement wants, is
-//! advice to the primary: it changes without a new `c`, and an OSD may join a set only while it is in `up`.
+//! advice to the primary: it changes without a new `c`, and an OSD may join a set only while it is in `up`. How many groups
+//! are filled from nothing at once is bounded at both ends (`fills`).
 //!
 //! Invariants: the in-sync set is never emptied and never falls below `min_size` by a change; `acting` contains it; the
 //! primary is in it; `interval` is the `c` under which the present primary began.
@@ -20,6 +21,7 @@ use cairn_proto::meta::{ChangePgsReply, ChangePgsRequest, PgChange, PgOutcome};
 use cairn_types::map::{ClusterMap, PgConfig};
 use cairn_types::{Incarnation, OsdId, PgId};
 
+use crate::fills;
 use crate::machine::{Machine, Turn};
 use crate::refusal::{Outcome, Refusal};
 
@@ -146,7 +148,9 @@ impl Machine {
             let refused = format!("there is no placement group {id}");
             return PgOutcome { pg: change.pg, applied: false, now: None, refused };
         };
-        match judge(&self.map, now, pool.min_size, reporter, &change) {
+        let judged = judge(&self.map, now, pool.min_size, reporter, &change)
+            .and_then(|next| fills::check(&self.map, (id, now), &next, reporter).map(|()| next));
+        match judged {
             Ok(next) => {
                 let now = Some((id, &next).into());
                 self.write_pg(turn, id, next);
@@ -194,40 +198,6 @@ impl Machine {
         }
         for (id, next) in changes {
             self.write_pg(turn, id, next);
-        }
-    }
-
-    /// Asks placement again: `up` of every PG, and the first members of PGs that never had any.
-    pub(crate) fn place_pgs(&mut self, turn: &mut Turn<'_>) {
-        let mut changes = Vec::new();
-        for pool in self.map.pools.values() {
-            let placer = cairn_placement::Placer::new(&self.map, pool);
-            for index in 0..pool.pg_count {
-                let id = PgId { pool: pool.id, index };
-                let now = self.map.pgs.get(&id).cloned().unwrap_or_default();
-                let mut next = PgConfig { up: placer.place_what_fits(index), ..now.clone() };
-                if now.isr.is_empty() {
-                    next = self.first_members(next);
-                }
-                if next != now || !self.map.pgs.contains_key(&id) {
-                    changes.push((id, next));
-                }
-            }
-        }
-        for (id, next) in changes {
-            self.write_pg(turn, id, next);
-        }
-    }
-
-    /// A PG that never had a member holds nothing, so that whoever is up is in sync.
-    fn first_members(&self, pg: PgConfig) -> PgConfig {
-        let isr: Vec<OsdId> = pg.up.iter().copied().filter(|osd| is_up(&self.map, *osd)).collect();
-        let c = pg.c.next();
-        match isr.first() {
-            Some(&primary) => {
-                PgConfig { c, interval: c, primary: Some(primary), acting: isr.clone(), isr, backfill: vec![], ..pg }
-            }
-            None => pg,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use cairn_proto::meta::{CreatePoolReply, CreatePoolRequest, ErrorCode};
 use cairn_types::PoolId;
-use cairn_types::map::{FailureDomain, Pool};
+use cairn_types::map::{ClusterMap, FailureDomain, Pool};
 use cairn_types::size::OBJECT_SIZE;
 
 use crate::capacity;
@@ -21,7 +21,7 @@ const PGS_PER_OSD: u32 = 64;
 impl Machine {
     pub(crate) fn create_pool(&mut self, turn: &mut Turn<'_>, request: CreatePoolRequest) -> Outcome<CreatePoolReply> {
         let asked = request.pool.ok_or_else(|| Refusal::invalid("the request describes no pool"))?;
-        let pool = self.completed(asked)?;
+        let pool = self.completed(asked, request.expected_osds)?;
         if self.map.pools.values().any(|other| other.name == pool.name) {
             let message = format!("there is a pool `{}` already", pool.name);
             return Err(Refusal::new(ErrorCode::AlreadyExists, message).remedy("choose another name").into());
@@ -35,7 +35,7 @@ impl Machine {
         Ok(CreatePoolReply { pool: Some((&pool).into()) })
     }
 
-    fn completed(&self, asked: cairn_proto::meta::Pool) -> Result<Pool, Refusal> {
+    fn completed(&self, asked: cairn_proto::meta::Pool, expected_osds: u32) -> Result<Pool, Refusal> {
         check_name(&asked.name)?;
         let or = |value: u32, default: u32| if value == 0 { default } else { value };
         let size = or(asked.size, 3);
@@ -56,15 +56,11 @@ impl Machine {
             pg_count: asked.pg_count,
         };
         if pool.pg_count == 0 {
-            pool.pg_count = self.default_pg_count(&pool);
+            let osds = capacity::candidates(&self.map, &pool).count() as u32;
+            pool.pg_count = pgs_for(osds.max(expected_osds), pool.size);
         }
         check_numbers(&pool)?;
         Ok(pool)
-    }
-
-    fn default_pg_count(&self, pool: &Pool) -> u32 {
-        let osds = capacity::candidates(&self.map, pool).count() as u32;
-        (osds * PGS_PER_OSD / pool.size.max(1)).clamp(16, PGS / 2).next_power_of_two()
     }
 
     fn check_domains(&self, pool: &Pool) -> Result<(), Refusal> {
@@ -94,6 +90,16 @@ impl Machine {
         };
         Err(Refusal::new(ErrorCode::TooFewDomains, message).remedy(remedy))
     }
+}
+
+/// The number of PGs that suits so many OSDs.
+fn pgs_for(osds: u32, size: u32) -> u32 {
+    (osds.saturating_mul(PGS_PER_OSD) / size.max(1)).clamp(16, PGS / 2).next_power_of_two()
+}
+
+/// The number of PGs that a pool would be given if it were made today.
+pub(crate) fn target_pgs(map: &ClusterMap, pool: &Pool) -> u32 {
+    pgs_for(capacity::candidates(map, pool).count() as u32, pool.size)
 }
 
 fn check_numbers(pool: &Pool) -> Result<(), Refusal> {

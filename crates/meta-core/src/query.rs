@@ -10,6 +10,8 @@ use cairn_types::{Epoch, PgId, PoolId, VolumeId};
 use crate::capacity::available;
 use crate::machine::Machine;
 use crate::pg::is_up;
+use crate::plan;
+use crate::pool::target_pgs;
 use crate::refusal::{Corrupt, Outcome, Refusal};
 use crate::state::StateRead;
 use crate::{keys, record, volume};
@@ -104,6 +106,8 @@ pub fn pools(machine: &Machine) -> Vec<PoolStatus> {
             available: available(map, pool),
             active_pgs: count(&|pg| is_active(map, pool, pg)),
             degraded_pgs: count(&|pg| is_degraded(map, pool, pg)),
+            misplaced_pgs: count(&|pg| plan::is_misplaced(map, pool.size, pg)),
+            target_pgs: target_pgs(map, pool),
         }
     };
     map.pools.values().map(status).collect()

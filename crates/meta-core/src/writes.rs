@@ -26,6 +26,9 @@ impl Machine {
             confirmed: notes.confirmed,
             oldest_io_ms: notes.oldest_io_ms,
             suspicions: notes.suspicions.clone(),
+            down_since_s: notes.down_since_s,
+            out_by_itself: notes.out_by_itself,
+            stands_for: notes.stands_for.map(|osd| osd.0),
         };
         record::store(&mut turn.state, keys::osd(osd.id), &record);
         self.map.osds.insert(osd.id, osd);

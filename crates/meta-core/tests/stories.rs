@@ -2,6 +2,7 @@
 //! anew; read the difference before believing it.
 
 mod cluster;
+mod moving;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -65,9 +66,9 @@ fn tell(text: &str) -> String {
 }
 
 /// `word word key=value flag`: words by position, values by key.
-struct Line<'a> {
-    words: Vec<&'a str>,
-    values: BTreeMap<&'a str, &'a str>,
+pub(crate) struct Line<'a> {
+    pub(crate) words: Vec<&'a str>,
+    pub(crate) values: BTreeMap<&'a str, &'a str>,
 }
 
 impl<'a> Line<'a> {
@@ -82,7 +83,7 @@ impl<'a> Line<'a> {
         Self { words, values }
     }
 
-    fn word(&self, n: usize) -> &'a str {
+    pub(crate) fn word(&self, n: usize) -> &'a str {
         self.words.get(n).copied().unwrap_or("")
     }
 
@@ -90,17 +91,17 @@ impl<'a> Line<'a> {
         self.values.get(key).copied().unwrap_or("")
     }
 
-    fn number(&self, key: &str) -> u64 {
+    pub(crate) fn number(&self, key: &str) -> u64 {
         number(self.value(key))
     }
 
-    fn has(&self, flag: &str) -> bool {
+    pub(crate) fn has(&self, flag: &str) -> bool {
         self.words.contains(&flag)
     }
 }
 
 /// With K, M, G, T in powers of 1024; nothing is 0.
-fn number(text: &str) -> u64 {
+pub(crate) fn number(text: &str) -> u64 {
     let (digits, power) = match text.char_indices().last() {
         Some((at, 'K')) => (&text[..at], 10),
         Some((at, 'M')) => (&text[..at], 20),
@@ -154,10 +155,12 @@ fn perform(cluster: &mut Cluster, command: &str) -> String {
         None => ("", command),
     };
     let line = Line::parse(command);
-    if let Some(answer) = look(cluster, &line) {
+    if let Some(answer) = look(cluster, &line).or_else(|| moving::look(cluster, &line)) {
         return answer;
     }
-    let Some(payload) = payload(cluster, &line) else { return format!("unknown command: {command}") };
+    let Some(payload) = payload(cluster, &line).or_else(|| moving::payload(cluster, &line)) else {
+        return format!("unknown command: {command}");
+    };
     let result = match session.split(':').collect::<Vec<_>>().as_slice() {
         [name, seq, acked] => cluster.run_in(name, seq.parse().unwrap(), acked.parse().unwrap(), payload),
         _ => cluster.run(payload),
@@ -405,6 +408,7 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
                 ..Default::default()
             }),
             allow_degraded: line.has("degraded"),
+            expected_osds: line.number("expect") as u32,
         }),
         "create" => Payload::CreateVolume(CreateVolumeRequest {
             mutation: None,
@@ -480,7 +484,7 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
     })
 }
 
-fn refusal(error: &CommandError) -> String {
+pub(crate) fn refusal(error: &CommandError) -> String {
     let mut text = format!("refused ({}): {}", error.code().as_str_name(), error.message);
     if !error.remedy.is_empty() {
         write!(text, "\n-> {}", error.remedy).unwrap();
@@ -548,6 +552,8 @@ fn told(cluster: &Cluster, result: Result<Answer, CommandError>) -> String {
             .collect(),
         Answer::SetOsdPlaced(reply) => format!("e{}", reply.epoch),
         Answer::RemoveOsd(reply) => format!("e{}", reply.epoch),
+        Answer::ChangePlacement(reply) => format!("e{}: {}", reply.epoch, moving::told(cluster, &reply)),
+        Answer::ChangeSettings(reply) => format!("e{}", reply.epoch),
         Answer::CreatePool(reply) => {
             let pool = reply.pool.unwrap();
             format!("pool {} pgs={} min_size={}", pool.id, pool.pg_count, pool.min_size)

@@ -23,6 +23,7 @@ use crate::gateway::{CallError, DEADLINE, Gateway};
 use crate::leases::Leases;
 use crate::liveness::{Facts, Liveness};
 use crate::peers::Peers;
+use crate::tend::Tended;
 
 /// Reports of several OSDs share one command: the first waits this long for others, and two commands are at least
 /// [`NEWS_PAUSE`] apart.
@@ -219,6 +220,7 @@ impl Leader {
 
     async fn look_around(&self, osd_silence: Duration) {
         let mut last = Instant::now();
+        let mut tended = Tended::default();
         loop {
             tokio::time::sleep(LOOK).await;
             if !self.gateway.leadership().surely {
@@ -234,6 +236,9 @@ impl Leader {
                 self.tell("end leases", Payload::LeaseExpire(LeaseExpire { ids })).await;
             }
             self.report_silent(osd_silence).await;
+            if let Some(payload) = tended.due(&self.gateway).await {
+                self.tell("tend placement", payload).await;
+            }
         }
     }
 

@@ -22,6 +22,7 @@ mod own_session;
 mod peers;
 mod raft_log;
 mod server;
+mod tend;
 
 pub use config::{Config, ConfigError};
 pub use server::{Error, run, serve};

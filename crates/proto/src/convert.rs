@@ -4,7 +4,9 @@
 //! Towards messages it cannot fail. From messages it fails with a sentence, because they came off a wire or a disk.
 //! Nothing here decides anything.
 
-use cairn_types::map::{ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, UnknownFailureDomain, VolumeFence};
+use cairn_types::map::{
+    ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, Settings, UnknownFailureDomain, VolumeFence,
+};
 use cairn_types::volume::{AttachMode, Attachment, Volume, VolumeSpec};
 use cairn_types::{
     ConfVersion, Epoch, Generation, Incarnation, NodeName, OsdId, PgId, PoolId, SessionId, SnapId, VolumeId,
@@ -311,6 +313,37 @@ impl TryFrom<meta::Volume> for Volume {
     }
 }
 
+impl From<&Settings> for meta::Settings {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            noout: settings.noout,
+            norebalance: settings.norebalance,
+            noin: settings.noin,
+            nobalance: settings.nobalance,
+            down_out_s: settings.down_out_s,
+            backfills: settings.backfills,
+            client_latency_ms: settings.client_latency_ms,
+        }
+    }
+}
+
+impl From<meta::Settings> for Settings {
+    /// A number that is 0 means its default.
+    fn from(settings: meta::Settings) -> Self {
+        let or = |value: u32, default: u32| if value == 0 { default } else { value };
+        let usual = Self::default();
+        Self {
+            noout: settings.noout,
+            norebalance: settings.norebalance,
+            noin: settings.noin,
+            nobalance: settings.nobalance,
+            down_out_s: or(settings.down_out_s, usual.down_out_s),
+            backfills: or(settings.backfills, usual.backfills),
+            client_latency_ms: or(settings.client_latency_ms, usual.client_latency_ms),
+        }
+    }
+}
+
 impl From<&ClusterMap> for meta::MapUpdate {
     /// The whole map.
     fn from(map: &ClusterMap) -> Self {
@@ -323,6 +356,7 @@ impl From<&ClusterMap> for meta::MapUpdate {
             pools: map.pools.values().map(Into::into).collect(),
             pgs: map.pgs.iter().map(|(id, pg)| (*id, pg).into()).collect(),
             volumes: map.volumes.iter().map(|(id, fence)| (*id, fence).into()).collect(),
+            settings: Some((&map.settings).into()),
             ..Self::default()
         }
     }
@@ -382,6 +416,9 @@ pub fn apply_update(map: &mut ClusterMap, update: meta::MapUpdate) -> Result<boo
     map.osds.extend(osds.into_iter().map(|osd| (osd.id, osd)));
     map.pools.extend(pools.into_iter().map(|pool| (pool.id, pool)));
     map.pgs.extend(pgs);
+    if let Some(settings) = update.settings {
+        map.settings = settings.into();
+    }
     map.volumes.extend(update.volumes.into_iter().map(<(VolumeId, VolumeFence)>::from));
     Ok(true)
 }

@@ -1,6 +1,7 @@
 //! What can go wrong in a run, and the name each kind is counted under. When what happens is `plan`'s business.
 
 use crate::bus::{Nanos, Node};
+use crate::rebalance::Move;
 
 /// One fault. Those that last end by themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(crate) enum Fault {
     Lose { osd: Pick },
     /// Everything loses its power at once.
     Blackout { back: Nanos },
+    /// Nothing goes wrong: an administrator moves data.
+    Move(Move),
     /// A disk breaks its promises.
     Disk { osd: Pick, what: Ill },
     /// Two OSDs are stopped, and each starts again on the other's disk.
@@ -112,6 +115,7 @@ impl Fault {
             Self::Steal { .. } => "take-over of a volume",
             Self::Lose { .. } => "loss of a disk",
             Self::Blackout { .. } => "power cut of everything",
+            Self::Move(_) => "planned move",
             Self::Swap { .. } => "swapped disks",
             Self::Refuse { .. } => "forged refusal",
             Self::Drift { .. } => "clock drift",

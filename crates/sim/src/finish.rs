@@ -10,6 +10,7 @@ use cairn_types::{OsdId, PgId};
 use crate::bus::{Event, MS};
 use crate::check::{Check, Violation, linear, lost, replicas};
 use crate::client::{BLOCKS, ClientHost};
+use crate::rebalance;
 use crate::world::{DOOMED, PGS, World};
 
 impl World {
@@ -17,7 +18,8 @@ impl World {
     pub(crate) fn is_whole(&self) -> bool {
         let map = self.newest_map();
         let whole = |config: &PgConfig| {
-            config.primary.is_some() && config.isr.len() == self.options.size as usize && config.backfill.is_empty()
+            let whole = config.primary.is_some() && config.isr.len() == self.options.size as usize;
+            whole && config.backfill.is_empty() && rebalance::is_settled(config)
         };
         let purged = self.volumes.get(&DOOMED).is_some_and(|volume| !map.volumes.contains_key(volume));
         !map.pgs.is_empty() && map.pgs.values().all(whole) && purged && self.primaries_serve() && self.sessions_settle()

@@ -13,7 +13,7 @@ use crate::meta::MetaHost;
 use crate::world::{BLOCKS_PER_OBJECT, Setup, World};
 
 impl World {
-    fn choose(&self, pick: Pick) -> usize {
+    pub(crate) fn choose(&self, pick: Pick) -> usize {
         let map = self.newest_map();
         let config = |index: u32| map.pgs.get(&PgId { pool: PoolId(1), index });
         let id = match pick {
@@ -122,6 +122,7 @@ impl World {
                 let index = self.choose(osd);
                 self.osds[index].jump(seconds);
             }
+            Fault::Move(change) => self.move_data(&change),
             Fault::Blackout { back } => {
                 for index in 0..self.osds.len() {
                     let later = back + self.bus.rng.below(SECOND);

@@ -22,6 +22,7 @@ mod osd;
 mod plan;
 pub mod planted;
 mod profile;
+mod rebalance;
 mod report;
 mod rng;
 #[cfg(test)]
@@ -52,6 +53,10 @@ pub struct Options {
     pub model: bool,
     /// Says on stderr what happens.
     pub verbose: bool,
+    /// OSDs that join only when the plan says so: the last ones.
+    pub late: usize,
+    /// Nothing goes wrong, data only moves: no group may have fewer copies at any moment.
+    pub steady: bool,
 }
 
 impl Default for Options {
@@ -66,6 +71,8 @@ impl Default for Options {
             liveness: 60 * bus::SECOND,
             model: false,
             verbose: false,
+            late: 0,
+            steady: false,
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::meta::MetaHost;
 use crate::osd::{Directory, DiskImage, OsdHost};
 use crate::plan::{self, Plan, SHARED, Shape};
 use crate::profile::Profile;
+use crate::rebalance;
 use crate::rng::Rng;
 use crate::{Options, Report};
 
@@ -184,7 +185,7 @@ impl World {
         for member in &mut self.metas {
             member.start(&mut self.bus);
         }
-        for index in 0..self.osds.len() {
+        for index in 0..self.osds.len() - self.options.late {
             self.bus.after(1500 * MS, Event::Restart(Node::Osd(index)));
         }
         self.bus.set_life(Node::Keeper, 1, true);
@@ -385,6 +386,7 @@ impl World {
 
     fn follow_failovers(&mut self, member: usize) {
         let map = Arc::clone(self.metas[member].map());
+        self.demand(rebalance::check(&map, &self.options));
         for (pg, config) in &map.pgs {
             let Some(primary) = config.primary else { continue };
             if let Some(before) = self.primaries.insert(*pg, primary)
@@ -405,7 +407,7 @@ impl World {
 
     /// Makes pool, nodes and volumes once enough OSDs are there.
     fn set_up(&mut self) {
-        if self.setup_done || self.newest_map().osds.len() < self.osds.len() {
+        if self.setup_done || self.newest_map().osds.len() < self.osds.len() - self.options.late {
             return;
         }
         self.setup_done = true;
@@ -418,7 +420,7 @@ impl World {
             pg_count: PGS,
             ..Pool::default()
         };
-        let request = CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false };
+        let request = CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false, expected_osds: 0 };
         self.keeper.call(&mut self.bus, Payload::CreatePool(request), Setup::Pool);
         for index in 0..self.clients.len() {
             let request = RegisterNodeRequest { mutation: None, name: format!("node{index}"), location: None };

@@ -1,5 +1,6 @@
 //! The administrator's verbs: what the metadata service knows, shown, and the few things an admin asks of it.
 
+mod moving;
 mod node;
 mod osd;
 mod pool;
@@ -97,7 +98,8 @@ impl Metadata {
             failure_domain: "osd".into(),
             ..Default::default()
         };
-        let request = meta::CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false };
+        let request =
+            meta::CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false, expected_osds: 0 };
         self.0.create_pool(request).await?;
         Ok(true)
     }

@@ -34,6 +34,10 @@ pub(crate) enum PoolVerb {
         /// Placement groups, a power of two; by default by the number of OSDs.
         #[arg(long, default_value_t = 0)]
         pg_count: u32,
+        /// How many OSDs the pool will grow to. The number of its placement groups is chosen for them, because this
+        /// version does not split the groups of a pool later.
+        #[arg(long, default_value_t = 0)]
+        expect_osds: u32,
         /// Make it although it cannot be placed in full today.
         #[arg(long)]
         allow_degraded: bool,
@@ -51,7 +55,16 @@ pub(crate) async fn run(verb: PoolVerb, target: &Target) -> Outcome {
                 list(&pools);
             }
         }
-        PoolVerb::Create { name, size, min_size, failure_domain, device_class, pg_count, allow_degraded } => {
+        PoolVerb::Create {
+            name,
+            size,
+            min_size,
+            failure_domain,
+            device_class,
+            pg_count,
+            expect_osds,
+            allow_degraded,
+        } => {
             let pool = meta::Pool {
                 name,
                 size,
@@ -61,7 +74,12 @@ pub(crate) async fn run(verb: PoolVerb, target: &Target) -> Outcome {
                 pg_count,
                 ..Default::default()
             };
-            let request = meta::CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded };
+            let request = meta::CreatePoolRequest {
+                mutation: None,
+                pool: Some(pool),
+                allow_degraded,
+                expected_osds: expect_osds,
+            };
             let made = client.create_pool(request).await?.pool;
             let made = made.ok_or_else(|| Failure::new(Code::Failed, "the answer holds no pool"))?;
             if target.output == Format::Json {
@@ -92,6 +110,8 @@ fn status_json(status: &meta::PoolStatus) -> Value {
     value["available"] = json!(status.available);
     value["active_pgs"] = json!(status.active_pgs);
     value["degraded_pgs"] = json!(status.degraded_pgs);
+    value["misplaced_pgs"] = json!(status.misplaced_pgs);
+    value["target_pgs"] = json!(status.target_pgs);
     value
 }
 
@@ -102,11 +122,15 @@ fn list(pools: &[meta::PoolStatus]) {
             pool.name,
             format!("{}/{}", pool.size, pool.min_size),
             pool.failure_domain,
-            format!("{} of {} active, {} degraded", status.active_pgs, pool.pg_count, status.degraded_pgs),
+            format!(
+                "{} of {} active, {} degraded, {} misplaced",
+                status.active_pgs, pool.pg_count, status.degraded_pgs, status.misplaced_pgs
+            ),
+            status.target_pgs.to_string(),
             status.volumes.to_string(),
             size::show(status.provisioned),
             size::show(status.available),
         ]
     });
-    output::table(&["POOL", "COPIES", "DOMAIN", "PGS", "VOLUMES", "PROVISIONED", "AVAILABLE"], rows);
+    output::table(&["POOL", "COPIES", "DOMAIN", "PGS", "TARGET", "VOLUMES", "PROVISIONED", "AVAILABLE"], rows);
 }

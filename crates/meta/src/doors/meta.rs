@@ -5,19 +5,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_meta_core::{Failure, Refusal, fence_pending, health, query};
+use cairn_meta_core::{Failure, Refusal, fence_pending, health, moves, query};
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::meta_server::Meta;
 use cairn_proto::meta::{
-    AttachReply, AttachRequest, ChangePgsReply, ChangePgsRequest, CreatePoolReply, CreatePoolRequest,
-    CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DetachReply, DetachRequest,
-    DownEvidence, ErrorCode, GetVolumeReply, GetVolumeRequest, HealthReply, HealthRequest, ListNodesReply,
-    ListNodesRequest, ListPoolsReply, ListPoolsRequest, ListVolumesReply, ListVolumesRequest, MapUpdate, Member,
-    Mutation, PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply, RegisterNodeRequest, RegisterOsdReply,
-    RegisterOsdRequest, ReportDownReply, ReportDownRequest, ReportOsdReply, ReportOsdRequest, ReportPurgedReply,
-    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, StatusReply, StatusRequest, UnpublishVolumeReply,
-    UnpublishVolumeRequest, VolumeRef, WatchMapRequest, volume_ref,
+    AttachReply, AttachRequest, ChangePgsReply, ChangePgsRequest, ChangePlacementReply, ChangePlacementRequest,
+    ChangeSettingsReply, ChangeSettingsRequest, CreatePoolReply, CreatePoolRequest, CreateVolumeReply,
+    CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DetachReply, DetachRequest, DownEvidence, ErrorCode,
+    GetVolumeReply, GetVolumeRequest, HealthReply, HealthRequest, ListNodesReply, ListNodesRequest, ListPoolsReply,
+    ListPoolsRequest, ListVolumesReply, ListVolumesRequest, MapUpdate, Member, Mutation, PublishVolumeReply,
+    PublishVolumeRequest, RegisterNodeReply, RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest,
+    ReportDownReply, ReportDownRequest, ReportOsdReply, ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest,
+    ResizeVolumeReply, ResizeVolumeRequest, StatusReply, StatusRequest, UnpublishVolumeReply, UnpublishVolumeRequest,
+    VolumeRef, WatchMapRequest, volume_ref,
 };
 use cairn_types::{Epoch, PoolId};
 use futures::Stream;
@@ -241,6 +242,19 @@ impl Meta for MetaDoor {
 
     async fn report_purged(&self, request: Request<ReportPurgedRequest>) -> Reply<ReportPurgedReply> {
         Ok(Response::new(mutate!(self, request, ReportPurged)))
+    }
+
+    async fn change_placement(&self, request: Request<ChangePlacementRequest>) -> Reply<ChangePlacementReply> {
+        if request.get_ref().dry_run || request.get_ref().change.is_none() {
+            let request = request.into_inner();
+            let plan = self.gateway.query(move |machine, state| moves::dry_run(machine, state, &request));
+            return plan.await.map(Response::new).map_err(status);
+        }
+        Ok(Response::new(mutate!(self, request, ChangePlacement)))
+    }
+
+    async fn change_settings(&self, request: Request<ChangeSettingsRequest>) -> Reply<ChangeSettingsReply> {
+        Ok(Response::new(mutate!(self, request, ChangeSettings)))
     }
 
     async fn create_pool(&self, request: Request<CreatePoolRequest>) -> Reply<CreatePoolReply> {

@@ -31,7 +31,7 @@ pub(crate) fn pool(seq: u64) -> CreatePoolRequest {
         pg_count: 4,
         ..Pool::default()
     };
-    CreatePoolRequest { mutation: ticket(77, seq, 0), pool: Some(pool), allow_degraded: false }
+    CreatePoolRequest { mutation: ticket(77, seq, 0), pool: Some(pool), allow_degraded: false, expected_osds: 0 }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,4 +5,5 @@ mod cluster;
 mod etcd;
 mod etcdctl;
 mod osds;
+mod placement;
 mod support;

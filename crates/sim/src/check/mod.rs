@@ -31,6 +31,8 @@ pub enum Check {
     Cleared,
     /// Once healed, everything works within a bound.
     Liveness,
+    /// A planned move costs no copy.
+    Copies,
     /// No operation of a client fails that must not.
     Client,
     /// A store on a disk that keeps its promises works.
@@ -54,6 +56,7 @@ impl Check {
             Self::Replicas => "replicas equal",
             Self::Cleared => "cleared",
             Self::Liveness => "liveness",
+            Self::Copies => "copies kept",
             Self::Client => "client",
             Self::Store => "store",
             Self::Assertion => "assertion",

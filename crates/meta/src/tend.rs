@@ -1,0 +1,41 @@
+//! What the leader asks for about placement by itself: OSDs that have been down for too long go out, and uneven PGs are
+//! evened out, a few at a time. Whether it is time is `meta-core`'s to say; here is only when it is asked.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cairn_meta_core::moves;
+use cairn_proto::meta::command::Payload;
+use cairn_types::Epoch;
+use tokio::time::Instant;
+
+use crate::gateway::Gateway;
+
+/// Between questions.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// See the file's head.
+#[derive(Default)]
+pub(crate) struct Tended {
+    asked: Option<Instant>,
+    /// At this epoch there was nothing to even out.
+    even: Option<Epoch>,
+}
+
+impl Tended {
+    /// What is due, if anything is.
+    pub(crate) async fn due(&mut self, gateway: &Gateway) -> Option<Payload> {
+        if self.asked.is_some_and(|at| at.elapsed() < PAUSE) {
+            return None;
+        }
+        self.asked = Some(Instant::now());
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let even = self.even;
+        let answer = gateway.local(move |machine, _| {
+            let epoch = machine.map().epoch;
+            (epoch, moves::due(machine, now_s, even != Some(epoch)))
+        });
+        let (epoch, due) = answer.await.ok()?;
+        self.even = due.is_none().then_some(epoch);
+        due.map(Payload::ChangePlacement)
+    }
+}
