@@ -16,6 +16,7 @@ pub struct Cluster {
     dir: PathBuf,
     kubectl: Option<PathBuf>,
     keep: bool,
+    osds: Option<u32>,
     gone: bool,
     loops_before: BTreeSet<String>,
 }
@@ -29,6 +30,8 @@ pub struct UpOptions {
     pub storage_only: bool,
     /// Drive it as if kubectl were not here.
     pub without_kubectl: bool,
+    /// How many OSDs, where not as many as by default.
+    pub osds: Option<u32>,
 }
 
 /// Numbers the clusters of one process.
@@ -45,8 +48,15 @@ impl Cluster {
         let dir = PathBuf::from(format!("/var/tmp/cairn-{}-{number}", std::process::id()));
         let kubectl = std::env::var_os("KUBECTL").map(PathBuf::from).or_else(|| shell::find_program("kubectl"));
         let kubectl = kubectl.filter(|_| !options.without_kubectl);
-        let cluster =
-            Self { binary: binary()?, dir, kubectl, keep: options.keep, gone: false, loops_before: volume_loops() };
+        let cluster = Self {
+            binary: binary()?,
+            dir,
+            kubectl,
+            keep: options.keep,
+            osds: options.osds,
+            gone: false,
+            loops_before: volume_loops(),
+        };
         cluster.start(options.storage_only)?;
         Ok(cluster)
     }
@@ -60,6 +70,9 @@ impl Cluster {
             self.cairn(&["up", "--base-port", "0", "--osd-size", "4Gi", "--restart-delay-ms", "4000", "--quiet"]);
         if storage_only {
             command.arg("--storage-only");
+        }
+        if let Some(osds) = self.osds {
+            command.args(["--osds", &osds.to_string()]);
         }
         shell::run(&mut command)
     }

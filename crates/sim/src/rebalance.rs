@@ -15,6 +15,7 @@ use crate::world::{Setup, World};
 
 /// What an administrator does.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "no drawn plan moves data, only named scenarios do"))]
 pub(crate) enum Move {
     /// Takes an OSD out of placement.
     Out(Pick),

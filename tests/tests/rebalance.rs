@@ -1,0 +1,96 @@
+//! Moving data with the commands an administrator types, on real processes, while a client writes: nothing is lost, no
+//! group loses a copy, and what must not be done is refused in words.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use cairn_tests::{Cluster, UpOptions, capture, find_program, output, run};
+
+/// Incompressible bytes that are the same in every run.
+fn noise(file: &Path, mib: usize) -> Result<()> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut bytes = Vec::with_capacity(mib << 20);
+    while bytes.len() < mib << 20 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    std::fs::write(file, bytes).context("cannot write the noise")
+}
+
+fn tool(name: &str) -> Result<PathBuf> {
+    find_program(name).with_context(|| format!("{name} is missing; `cargo xtask test` installs it"))
+}
+
+fn nbdcopy(from: &str, to: &str) -> Result<Child> {
+    let mut command = Command::new(tool("nbdcopy")?);
+    command.args([from, to]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("cannot start nbdcopy")
+}
+
+fn finished(mut child: Child) -> Result<()> {
+    let status = child.wait().context("nbdcopy cannot be waited for")?;
+    if status.success() { Ok(()) } else { bail!("nbdcopy ended with {status}") }
+}
+
+/// Its exit code, and what it says went wrong.
+fn refused(cluster: &Cluster, args: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = output(&mut cluster.cairn(args))?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// PGs that have fewer copies than they should.
+fn degraded(cluster: &Cluster) -> Result<u64> {
+    let pools = cluster.cairn_json(&["pool", "ls"])?;
+    Ok(pools.as_array().into_iter().flatten().filter_map(|pool| pool["degraded_pgs"].as_u64()).sum())
+}
+
+#[test]
+fn osds_are_drained_removed_and_replaced_while_a_client_writes() -> Result<()> {
+    let mut cluster = Cluster::up(UpOptions { storage_only: true, osds: Some(5), ..UpOptions::default() })?;
+    let folder = tempfile::tempdir()?;
+    let (written, read) = (folder.path().join("written"), folder.path().join("read"));
+    noise(&written, 64)?;
+    run(&mut cluster.cairn(&["volume", "create", "v", "--size", "64Mi"]))?;
+    let socket = capture(&mut cluster.cairn(&["volume", "attach", "v", "--nbd"]))?;
+    let uri = format!("nbd+unix:///?socket={}", socket.trim());
+
+    let plan = cluster.cairn_json(&["osd", "drain", "0", "--dry-run"])?;
+    let moves = plan["moves"].as_array().context("no moves")?;
+    assert!(!moves.is_empty() && moves.iter().all(|one| one["degraded"] == false), "{plan}");
+    assert_eq!(cluster.cairn_json(&["osd", "moves"])?["moves"].as_array().map(Vec::len), Some(0), "nothing was changed");
+    let (code, words) = refused(&cluster, &["osd", "remove", "0"])?;
+    assert!(code == Some(1) && words.contains("cairn osd drain 0 --wait"), "{words}");
+
+    let copy = nbdcopy(&written.to_string_lossy(), &uri)?;
+    let mut drain = cluster.cairn(&["osd", "drain", "0", "--wait", "--timeout", "240"]);
+    let mut drain = drain.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start the drain")?;
+    let ended = loop {
+        if let Some(ended) = drain.try_wait()? {
+            break ended;
+        }
+        assert_eq!(degraded(&cluster)?, 0, "a group lost a copy because it moves");
+    };
+    assert!(ended.success(), "the drain ended with {ended}");
+    finished(copy)?;
+    run(&mut cluster.cairn(&["osd", "remove", "0"]))?;
+
+    // The fifth takes the place of the second; then three are left for three copies, and none may go.
+    run(&mut cluster.cairn(&["osd", "drain", "4", "--wait", "--timeout", "240"]))?;
+    run(&mut cluster.cairn(&["osd", "replace", "1", "--with", "4", "--wait", "--timeout", "240"]))?;
+    run(&mut cluster.cairn(&["osd", "remove", "1"]))?;
+    let (code, words) = refused(&cluster, &["osd", "drain", "4"])?;
+    assert!(code == Some(1) && words.contains("3 copies on different OSDs"), "{words}");
+    let (code, words) = refused(&cluster, &["osd", "drain", "77"])?;
+    assert!(code == Some(4) && words.contains("there is no osd-77"), "{words}");
+
+    run(&mut cluster.cairn(&["osd", "set", "noout"]))?;
+    assert_eq!(cluster.cairn_json(&["osd", "set"])?["noout"], true);
+    run(&mut cluster.cairn(&["osd", "unset", "noout"]))?;
+
+    finished(nbdcopy(&uri, &read.to_string_lossy())?)?;
+    assert_eq!(std::fs::read(&written)?, std::fs::read(&read)?, "what was written is what is read");
+    assert_eq!(degraded(&cluster)?, 0);
+    cluster.reset()
+}
