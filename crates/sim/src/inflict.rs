@@ -10,6 +10,7 @@ use crate::check::Check;
 use crate::client::ClientHost;
 use crate::faults::{self, Fault, Ill, Pick, Ways};
 use crate::meta::MetaHost;
+use crate::osd::OsdHost;
 use crate::world::{BLOCKS_PER_OBJECT, Setup, World};
 
 impl World {
@@ -45,7 +46,7 @@ impl World {
         if self.healed {
             return;
         }
-        if self.is_precarious() && !matches!(fault, Fault::Weather { .. } | Fault::Steal { .. }) {
+        if self.is_precarious() && !matches!(fault, Fault::Steal { .. }) {
             self.bus.after(300 * MS, Event::Fault(fault));
             return;
         }
@@ -91,6 +92,7 @@ impl World {
             }
             Fault::Weather { drop, twice, reorder, delay, delay_max, lasts } => {
                 self.bus.weather = Weather { drop, twice, reorder, delay, delay_max };
+                self.calm_from = self.calm_from.max(self.bus.now + lasts + delay_max + 2 * SECOND);
                 self.bus.after(lasts, Event::Undo(fault));
             }
             Fault::Steal { volume, shared } => {
@@ -151,7 +153,8 @@ impl World {
         let Some(id) = self.osds[index].id() else { return false };
         let map = self.newest_map();
         let rich = |config: &PgConfig| !config.isr.contains(&id) || config.isr.len() > self.options.min_size as usize;
-        let well = self.osds.iter().all(|osd| osd.alive && !osd.paused) && !self.bus.any_cut();
+        let works = |osd: &OsdHost| osd.alive && !osd.paused && osd.disk_delay == 0;
+        let well = self.osds.iter().all(works) && !self.bus.any_cut() && self.bus.now >= self.calm_from;
         well && self.metas.iter().all(MetaHost::is_alive) && map.pgs.values().all(rich)
     }
 

@@ -70,6 +70,8 @@ pub(crate) struct World {
     pub(crate) lost: BTreeMap<OsdId, Synced>,
     /// A disk was lost and still counts somewhere: nothing else goes wrong until it does not.
     pub(crate) losing: Option<OsdId>,
+    /// No message of bad weather is on its way any more from then on.
+    pub(crate) calm_from: Nanos,
     /// A disk may turn out to be lost until then: likewise.
     pub(crate) doubtful: Nanos,
     /// The one disk whose blocks rot in this run.
@@ -107,6 +109,7 @@ impl World {
             volumes: BTreeMap::new(),
             lost: BTreeMap::new(),
             losing: None,
+            calm_from: 0,
             doubtful: 0,
             rotten: None,
             suspect: BTreeSet::new(),
