@@ -59,7 +59,11 @@ fn osds_are_drained_removed_and_replaced_while_a_client_writes() -> Result<()> {
     let plan = cluster.cairn_json(&["osd", "drain", "0", "--dry-run"])?;
     let moves = plan["moves"].as_array().context("no moves")?;
     assert!(!moves.is_empty() && moves.iter().all(|one| one["degraded"] == false), "{plan}");
-    assert_eq!(cluster.cairn_json(&["osd", "moves"])?["moves"].as_array().map(Vec::len), Some(0), "nothing was changed");
+    assert_eq!(
+        cluster.cairn_json(&["osd", "moves"])?["moves"].as_array().map(Vec::len),
+        Some(0),
+        "nothing was changed"
+    );
     let (code, words) = refused(&cluster, &["osd", "remove", "0"])?;
     assert!(code == Some(1) && words.contains("cairn osd drain 0 --wait"), "{words}");
 

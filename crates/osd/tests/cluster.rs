@@ -119,7 +119,8 @@ impl Cluster {
             pg_count: 8,
             ..meta::Pool::default()
         };
-        let request = meta::CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false, expected_osds: 0 };
+        let request =
+            meta::CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false, expected_osds: 0 };
         self.client.create_pool(request).await.unwrap();
         self.all_in_sync().await;
         let request = meta::CreateVolumeRequest {

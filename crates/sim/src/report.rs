@@ -108,7 +108,15 @@ impl Summary {
     /// For machines.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let failure = |report: &Report| json!({ "seed": report.seed, "check": report.failure.as_ref().map(|f| f.check.name()), "failure": report.failure.as_ref().map(|f| f.what.as_str()), "replay": report.command() });
+        let failure = |report: &Report| {
+            let failure = report.failure.as_ref();
+            json!({
+                "seed": report.seed,
+                "check": failure.map(|failure| failure.check.name()),
+                "failure": failure.map(|failure| failure.what.as_str()),
+                "replay": report.command(),
+            })
+        };
         let mean = |count: u64| count as f64 / self.seeds.max(1) as f64;
         let row = |(what, count): (&&'static str, &u64)| {
             let seeds = self.seen_in.get(what).copied().unwrap_or_default();

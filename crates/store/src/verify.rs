@@ -223,14 +223,14 @@ impl<'a> Check<'a> {
             let key = (Key::new(pending.object), pending.block);
             let other = self.pending.insert(pending.at, key).is_some_and(|other| other != key);
             let outside = !self.live.mark(pending.at) && !self.live.is_used(pending.at);
-            let offset = Some(u64::from(pending.block) * 4096);
+            let offset = u64::from(pending.block) * 4096;
             if other || outside {
                 let what = format!("entry {} of {}: {}", pending.seq, pending.pg, claimed(pending.at));
-                self.report.problem(Some(pending.object), offset, what);
+                self.report.problem(Some(pending.object), Some(offset), what);
             } else if pending.placed && !store.waits_for_copy(pending.at) {
                 // A later pending entry may be copied over it only after both are committed.
                 self.report.blocks += 1;
-                self.compare(&[(pending.at, pending.crc, offset.unwrap_or_default())], pending.object);
+                self.compare(&[(pending.at, pending.crc, offset)], pending.object);
             }
         }
         self.report.pending = entries.len() as u64;

@@ -81,12 +81,12 @@ pub(crate) async fn carry_out(deed: Deed, way: &Way) -> Outcome {
     let json = way.target.output == Format::Json;
     let begun = Instant::now();
     if way.dry_run || deed.change.is_none() {
-        let plan = metadata.plan(deed.change.clone(), way.force).await?;
+        let plan = metadata.plan(deed.change, way.force).await?;
         if !way.wait {
             return shown(&deed.would, &plan, json, None);
         }
     } else {
-        metadata.change(deed.change.clone(), way.force).await?;
+        metadata.change(deed.change, way.force).await?;
     }
     let plan = metadata.plan(None, false).await?;
     if !way.wait {

@@ -185,7 +185,7 @@ pub(crate) async fn run(verb: OsdVerb) -> Outcome {
                 Format::Table => tree(&map),
             }
         }
-        OsdVerb::Verify { path, output } => return verify::run(path, output),
+        OsdVerb::Verify { path, output } => return verify::run(&path, output),
         OsdVerb::Set { name: None, target, .. } => {
             return moving::change_settings(ChangeSettingsRequest::default(), &target).await;
         }
@@ -234,7 +234,7 @@ async fn move_data(verb: OsdVerb) -> Outcome {
             let words = "what is to be moved".to_owned();
             (deed(None, words.clone(), words, None), way)
         }
-        OsdVerb::Ls(_) | OsdVerb::Tree(_) | OsdVerb::Set { .. } | OsdVerb::Unset { .. } => {
+        OsdVerb::Ls(_) | OsdVerb::Tree(_) | OsdVerb::Verify { .. } | OsdVerb::Set { .. } | OsdVerb::Unset { .. } => {
             unreachable!("shown by `run`")
         }
     };
