@@ -258,6 +258,8 @@ impl ClientHost {
                 bus.say(|| format!("client {} attached g{} at e{}", self.index, reply.generation, reply.epoch));
                 self.holding = Holding::Fencing { reply: Box::new(reply.clone()) };
             }
+            // Of the volume held before; it was slow to come.
+            Some(Answer::Detach(_)) => {}
             other => self.failure = Some(format!("attach was refused: {other:?}")),
         }
     }
