@@ -22,11 +22,9 @@ pub(super) fn run(path: &Path, format: Format) -> Outcome {
     if report.is_clean() {
         return Ok(());
     }
-    let message = format!(
-        "{}: {} problems; peers have the data: replace this OSD, or let a scrub repair it",
-        path.display(),
-        report.found
-    );
+    let problems = if report.found == 1 { "1 problem".to_owned() } else { format!("{} problems", report.found) };
+    let help = "peers have the data: let a scrub repair it, or put a new OSD on this device";
+    let message = format!("{}: {problems}; {help}", path.display());
     Err(Failure::new(Code::Failed, message))
 }
 
