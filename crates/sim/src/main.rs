@@ -79,7 +79,8 @@ fn main() -> ExitCode {
     if arguments.pinned {
         let wrong = planted::replay_pinned(&options);
         wrong.iter().for_each(|what| println!("{what}"));
-        println!("{} pinned seeds replayed with and without their bugs", planted::pinned().len());
+        let (pinned, all) = (planted::pinned().len(), planted::names().len());
+        println!("{pinned} pinned seeds, of {all} bugs, replayed with and without the bug");
         return verdict(wrong.is_empty());
     }
     if arguments.repin {
