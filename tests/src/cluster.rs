@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -166,7 +167,10 @@ impl Cluster {
             pids.extend(role.1["process"]["pid"].as_u64());
         }
         let pids: Vec<String> = pids.iter().map(u64::to_string).collect();
-        shell::capture(Command::new("kill").arg("-9").args(&pids)).map(|_| ())
+        shell::capture(Command::new("kill").arg("-9").args(&pids))?;
+        shell::wait_for("every process is gone", Duration::from_secs(30), || {
+            Ok((!pids.iter().any(|pid| Path::new("/proc").join(pid).exists())).then_some(()))
+        })
     }
 
     /// kill -9 of one role's process.
