@@ -1,6 +1,5 @@
 //! A cluster on this machine, driven from outside the way a person drives it: `cairn` and `kubectl`.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +18,6 @@ pub struct Cluster {
     keep: bool,
     osds: Option<u32>,
     gone: bool,
-    loops_before: BTreeSet<String>,
 }
 
 /// How to start one.
@@ -49,15 +47,7 @@ impl Cluster {
         let dir = PathBuf::from(format!("/var/tmp/cairn-{}-{number}", std::process::id()));
         let kubectl = std::env::var_os("KUBECTL").map(PathBuf::from).or_else(|| shell::find_program("kubectl"));
         let kubectl = kubectl.filter(|_| !options.without_kubectl);
-        let cluster = Self {
-            binary: binary()?,
-            dir,
-            kubectl,
-            keep: options.keep,
-            osds: options.osds,
-            gone: false,
-            loops_before: volume_loops(),
-        };
+        let cluster = Self { binary: binary()?, dir, kubectl, keep: options.keep, osds: options.osds, gone: false };
         cluster.start(options.storage_only)?;
         Ok(cluster)
     }
@@ -208,6 +198,12 @@ impl Cluster {
         self.check_nothing_left()
     }
 
+    /// A loop device over one of the cluster's volumes, by its folder in `/sys/block`.
+    #[must_use]
+    pub fn volume_loop(&self) -> Option<String> {
+        volume_loop(&self.dir.join("attach"))
+    }
+
     fn check_nothing_left(&self) -> Result<()> {
         let dir = self.dir.to_string_lossy().into_owned();
         if self.dir.exists() {
@@ -217,7 +213,7 @@ impl Cluster {
         if let Some(line) = mounts.lines().find(|line| line.contains(&dir)) {
             bail!("a mount is left: {line}");
         }
-        if let Some(left) = volume_loops().difference(&self.loops_before).next() {
+        if let Some(left) = self.volume_loop() {
             bail!("a loop device is left: {left}");
         }
         if let Some(left) = processes_naming(&dir) {
@@ -252,16 +248,16 @@ fn binary() -> Result<PathBuf> {
     binary.exists().then_some(binary).context("there is no target/debug/cairn; run `cargo build`, or set CAIRN_BIN")
 }
 
-/// Loop devices over volumes, whoever's: their backing file has a name of its own kind and lies in no directory.
-fn volume_loops() -> BTreeSet<String> {
-    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    devices
-        .filter(|device| {
-            let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-            backing.starts_with("/cairn-")
-        })
-        .map(|device| device.path().display().to_string())
-        .collect()
+/// A loop device over a volume of one attach daemon. Its backing file lies in no directory; its name begins with
+/// FNV-1a of the daemon's, so that other clusters of this machine are not taken for ours.
+fn volume_loop(attach: &Path) -> Option<String> {
+    let bytes = attach.as_os_str().as_encoded_bytes();
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let prefix = format!("/cairn-{:012x}-", bytes.iter().fold(0xcbf2_9ce4_8422_2325, step) >> 16);
+    std::fs::read_dir("/sys/block").into_iter().flatten().flatten().find_map(|device| {
+        let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
+        backing.starts_with(&prefix).then(|| device.path().display().to_string())
+    })
 }
 
 fn resident_kib(pid: u64) -> u64 {

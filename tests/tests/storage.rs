@@ -94,6 +94,7 @@ fn a_block_device_outlives_its_attach_daemon() -> Result<()> {
     run(&mut cluster.cairn(&["volume", "create", "v", "--size", "256Mi"]))?;
     let device = capture(&mut cluster.cairn(&["volume", "attach", "v"]))?.trim().to_owned();
     assert_eq!(capture(Command::new("blockdev").args(["--getss", &device]))?.trim(), "4096");
+    assert_eq!(cluster.volume_loop(), Some(device.replace("/dev/", "/sys/block/")), "what is checked after a reset");
     let fio = |extra: &[&str]| -> Result<Command> {
         let mut command = Command::new(tool("fio")?);
         let filename = format!("--filename={device}");
