@@ -4,6 +4,8 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -293,6 +295,28 @@ async fn single_writers_and_raw_devices_are_what_they_say() {
     machine.unpublish(8, &target).await.unwrap();
     assert!(!target.exists());
     machine.unstage(8).await.unwrap();
+}
+
+/// A program on its way to start holds what this process had open, for a moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_held_for_a_moment_is_waited_for() {
+    let machine = Machine::start().await;
+    machine.volume(7, 32 << 20);
+    // Formatted first, then mounted only.
+    for (access, mode) in [(Access::SingleNodeWriter, "exclusive"), (Access::MultiNodeReaderOnly, "read-only")] {
+        let read_only = mode == "read-only";
+        let request = ExportRequest { volume: 7, read_only, ..ExportRequest::default() };
+        let device = Files::export(&machine.files, &request).unwrap().device;
+        let exclusively = rustix::fs::OFlags::EXCL.bits() as i32;
+        let held = OpenOptions::new().read(true).custom_flags(exclusively).open(&device).unwrap();
+        let release = tokio::task::spawn_blocking(move || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            drop(held);
+        });
+        machine.stage(7, mount(access), mode).await.unwrap();
+        release.await.unwrap();
+        machine.unstage(7).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
 use super::NodeError;
+use super::mounts::patiently;
 use super::probe::{Found, MARK, ProbeError, probe};
 
 const BLOCK: u64 = 4096;
@@ -26,11 +27,8 @@ pub(super) fn format(device: &Path) -> Result<(), NodeError> {
     }
     let wrong = |step| move |source| NodeError::System { step, path: device.to_owned(), source };
     // Exclusively: a device that is mounted, or in other use, cannot be opened like this.
-    let target = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(rustix::fs::OFlags::EXCL.bits() as i32)
-        .open(device)
+    let exclusively = rustix::fs::OFlags::EXCL.bits() as i32;
+    let target = patiently(|| OpenOptions::new().read(true).write(true).custom_flags(exclusively).open(device))
         .map_err(wrong("opening the device to format it"))?;
     let size = io::Seek::seek(&mut &target, io::SeekFrom::End(0)).map_err(wrong("measuring the device"))?;
     let image = filesystem_of(size)?;

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -67,7 +68,20 @@ pub(super) fn mount_ext4(device: &Path, point: &Path, options: &[String], read_o
         own.push("noload");
     }
     let own = CString::new(own.join(",")).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    rustix::mount::mount(device, point, "ext4", flags, own.as_c_str()).map_err(Into::into)
+    patiently(|| rustix::mount::mount(device, point, "ext4", flags, own.as_c_str()).map_err(Into::into))
+}
+
+/// Tries again for a while what finds a device busy: a program that another call is about to start holds, until it
+/// runs, whatever this process had open a moment ago, and so a device that was just formatted.
+pub(super) fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let end = Instant::now() + Duration::from_secs(2);
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < end => {}
+            other => return other,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn split(options: &[String]) -> (MountFlags, Vec<&str>) {
