@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::admin::{NodeVerb, OsdVerb, PoolVerb, Target, VolumeVerb};
+use crate::admin::{NodeVerb, OsdVerb, PgVerb, PoolVerb, Target, VolumeVerb};
 use crate::failure::Outcome;
 
 /// Where a cluster lives when nothing else is said.
@@ -63,6 +63,13 @@ enum Verb {
     Pool {
         #[command(subcommand)]
         verb: PoolVerb,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Placement groups: ls, query, scrub, schedule.
+    Pg {
+        #[command(subcommand)]
+        verb: PgVerb,
         #[command(flatten)]
         target: Target,
     },
@@ -126,6 +133,7 @@ async fn command(verb: Verb) -> Outcome {
         Verb::Health { target } => admin::health(&target).await,
         Verb::Volume { verb, target } => admin::volume(verb, &target).await,
         Verb::Pool { verb, target } => admin::pool(verb, &target).await,
+        Verb::Pg { verb, target } => admin::pg(verb, &target).await,
         Verb::Node { verb, target } => admin::node(verb, &target).await,
         Verb::Osd { verb: Some(verb), .. } => admin::osd(verb).await,
         Verb::Kube(verb) => kube::run(verb).await,

@@ -123,6 +123,8 @@ impl MetaClient {
         health(meta::HealthRequest) -> meta::HealthReply;
         /// An OSD's heartbeat, which also acknowledges the epoch it has persisted.
         report_osd(meta::ReportOsdRequest) -> meta::ReportOsdReply;
+        /// All placement groups, with what is known of their scrubs.
+        list_pgs(meta::ListPgsRequest) -> meta::ListPgsReply;
         /// All pools with their use.
         list_pools(meta::ListPoolsRequest) -> meta::ListPoolsReply;
         /// One volume.
@@ -146,6 +148,12 @@ impl MetaClient {
         change_placement(meta::ChangePlacementRequest) -> meta::ChangePlacementReply;
         /// Changes how data may move, and says what is set.
         change_settings(meta::ChangeSettingsRequest) -> meta::ChangeSettingsReply;
+        /// Has placement groups scrubbed now.
+        order_scrub(meta::OrderScrubRequest) -> meta::OrderScrubReply;
+        /// Says when groups are scrubbed by themselves.
+        schedule_scrubs(meta::ScheduleScrubsRequest) -> meta::ScheduleScrubsReply;
+        /// A primary has scrubbed a group.
+        report_scrub(meta::ReportScrubRequest) -> meta::ReportScrubReply;
         /// Makes a pool.
         create_pool(meta::CreatePoolRequest) -> meta::CreatePoolReply;
         /// Makes a volume; the same name and size again finds the same volume.
@@ -340,6 +348,9 @@ mutating!(
     ReportPurgedRequest,
     ChangePlacementRequest,
     ChangeSettingsRequest,
+    OrderScrubRequest,
+    ScheduleScrubsRequest,
+    ReportScrubRequest,
     CreatePoolRequest,
     CreateVolumeRequest,
     ResizeVolumeRequest,

@@ -31,6 +31,7 @@ pub fn health(machine: &Machine) -> HealthReply {
     checks.extend(osds_full(map, NEARFULL_PERCENT, FULL_PERCENT, "OSD_NEARFULL", WARN));
     checks.extend(pgs_inactive(map));
     checks.extend(pgs_degraded(map));
+    checks.extend(crate::scrub::checks(machine));
     checks.extend(pools_crowded(map));
     checks.extend(pools_too_few_domains(map));
     checks.extend(crate::health_placement::checks(machine));

@@ -18,6 +18,8 @@
 //! | `r` revision, sub | `RevisionRecord` |
 //! | `h` escaped key, revision, sub | nothing: one version of the key, in `r` |
 //! | `l` lease | `LeaseRecord` |
+//! | `q` pool, index | `PgScrub` |
+//! | `y` | `ScrubSchedule` |
 //! | `a` lease, key | nothing: the key is attached to the lease |
 
 use cairn_types::{OsdId, PgId, PoolId, VolumeId};
@@ -33,6 +35,8 @@ pub(crate) const NODES: &[u8] = b"d";
 pub(crate) const SESSIONS: &[u8] = b"s";
 pub(crate) const REPLIES: &[u8] = b"t";
 pub(crate) const LEASES: &[u8] = b"l";
+pub(crate) const SCRUBS: &[u8] = b"q";
+pub(crate) const SCRUB_SCHEDULE: &[u8] = b"y";
 
 /// A client's session with the metadata service.
 pub(crate) type Session = [u8; 16];
@@ -67,6 +71,10 @@ pub(crate) fn parse_exceptions(key: &[u8]) -> Option<PgId> {
     let (pool, index) = key.strip_prefix(b"x")?.split_first_chunk::<4>()?;
     let (pool, index) = (u32::from_be_bytes(*pool), u32::from_be_bytes(index.try_into().ok()?));
     Some(PgId { pool: PoolId(pool), index })
+}
+
+pub(crate) fn scrub(id: PgId) -> Vec<u8> {
+    join(b'q', &[&id.pool.0.to_be_bytes(), &id.index.to_be_bytes()])
 }
 
 pub(crate) fn volume(id: VolumeId) -> Vec<u8> {

@@ -30,6 +30,7 @@ mod pool;
 pub mod query;
 mod record;
 mod refusal;
+pub mod scrub;
 mod session;
 mod settings;
 mod state;

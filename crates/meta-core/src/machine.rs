@@ -25,6 +25,7 @@ use crate::history::{History, Touched};
 use crate::keys;
 use crate::record::{self, name_of};
 use crate::refusal::{Corrupt, Failure, Outcome, Refusal};
+use crate::scrub::Scrubs;
 use crate::session::{Admission, Sessions};
 use crate::state::{Batch, Overlay, StateRead};
 use crate::volume;
@@ -102,6 +103,7 @@ pub struct Machine {
     pub(crate) nodes: BTreeMap<String, NodeRecord>,
     pub(crate) exceptions: BTreeMap<PgId, Vec<Exception>>,
     pub(crate) kv: KvRecord,
+    pub(crate) scrubs: Scrubs,
     sessions: Sessions,
     history: History,
 }
@@ -141,6 +143,7 @@ impl Machine {
             nodes: BTreeMap::new(),
             exceptions: BTreeMap::new(),
             kv,
+            scrubs: Scrubs::open(state)?,
             sessions: Sessions::open(state)?,
             history: History::default(),
         };
@@ -278,6 +281,9 @@ impl Machine {
             Payload::ReportDown(r) => Answer::ReportDown(self.report_down(turn, &r)?),
             Payload::ChangePgs(r) => Answer::ChangePgs(self.change_pgs(turn, r)?),
             Payload::ReportPurged(r) => Answer::ReportPurged(self.report_purged(turn, &r)?),
+            Payload::OrderScrub(r) => Answer::OrderScrub(self.order_scrub(turn, &r)?),
+            Payload::ScheduleScrubs(r) => Answer::ScheduleScrubs(self.schedule_scrubs(turn, &r)?),
+            Payload::ReportScrub(r) => Answer::ReportScrub(self.report_scrub(turn, r)?),
             Payload::SetOsdPlaced(r) => Answer::SetOsdPlaced(self.set_osd_placed(turn, &r)?),
             Payload::RemoveOsd(r) => Answer::RemoveOsd(self.remove_osd(turn, &r)?),
             Payload::ChangePlacement(r) => Answer::ChangePlacement(self.change_placement(turn, &r)?),

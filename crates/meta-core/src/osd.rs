@@ -164,7 +164,8 @@ impl Machine {
         let dead: Vec<bool> = request.reports.iter().map(|report| !self.hear(turn, report)).collect();
         let raised = turn.touched != crate::history::Touched::default();
         let epoch = if raised { self.coming_epoch() } else { self.map.epoch };
-        let replies = dead.into_iter().map(|dead| ReportOsdReply { epoch: epoch.0, dead }).collect();
+        let replies =
+            dead.into_iter().map(|dead| ReportOsdReply { epoch: epoch.0, dead, ..ReportOsdReply::default() }).collect();
         Ok(OsdReportsReply { replies })
     }
 

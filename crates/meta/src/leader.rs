@@ -101,14 +101,16 @@ impl Leader {
             let map = machine.map();
             let facts = |osd: &Osd| Facts { up: osd.up, capacity: osd.capacity };
             let alive = map.osds.get(&id).filter(|o| o.incarnation == incarnation && o.dead_through < incarnation);
-            (map.epoch, alive.map(facts))
+            (map.epoch, alive.map(facts), cairn_meta_core::scrub::orders(machine, id, clock_s()))
         });
-        let (epoch, facts) = known.await?;
-        let Some(facts) = facts else { return Ok(Some(ReportOsdReply { epoch: epoch.0, dead: true })) };
+        let (epoch, facts, scrubs) = known.await?;
+        let Some(facts) = facts else {
+            return Ok(Some(ReportOsdReply { epoch: epoch.0, dead: true, ..ReportOsdReply::default() }));
+        };
         if self.liveness().hear(report, facts, Instant::now()) {
             self.news.notify_one();
         }
-        Ok(Some(ReportOsdReply { epoch: epoch.0, dead: false }))
+        Ok(Some(ReportOsdReply { epoch: epoch.0, dead: false, scrubs }))
     }
 
     /// Asks here if this member leads, else the leader, again while leadership changes.
@@ -262,14 +264,13 @@ impl Leader {
     }
 }
 
+/// Seconds since 1970.
+fn clock_s() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| d.as_secs())
+}
+
 /// A command with this payload and the present time; without a session.
 pub(crate) fn command(payload: Payload, request_id: String) -> Command {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Command {
-        version: COMMAND_VERSION,
-        request_id,
-        now_s: now.map_or(0, |d| d.as_secs()),
-        payload: Some(payload),
-        ..Command::default()
-    }
+    Command { version: COMMAND_VERSION, request_id, now_s: clock_s(), payload: Some(payload), ..Command::default() }
 }

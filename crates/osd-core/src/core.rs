@@ -9,13 +9,15 @@ use std::sync::Arc;
 use cairn_types::io::{ClientReply, ClientRequest, ReadData, Refusal};
 use cairn_types::map::ClusterMap;
 use cairn_types::peer::{Heartbeat, HeartbeatReply, PeerMessage, PgStatus};
+use cairn_types::scrub::BlockCopy;
 use cairn_types::{Epoch, Incarnation, ObjectId, OsdId, PgId};
 
 use crate::Time;
 use crate::fills::Fills;
 use crate::outbox::{Outbox, PersistFor};
 use crate::output::{
-    CasOutcome, CasToken, Config, ConnId, ListToken, LoadedPg, Output, PersistToken, ReadFailure, ReadToken, StopReason,
+    CasOutcome, CasToken, Config, ConnId, InspectToken, ListToken, LoadedPg, Output, PersistToken, ReadFailure,
+    ReadToken, StopReason,
 };
 use crate::peers::{HEARTBEAT_MS, Peers};
 use crate::pg::{Ctx, LoadError, Pg, is_ahead};
@@ -160,6 +162,7 @@ impl OsdCore {
                 self.waiting.push_back((conn, request));
             }
         } else if self.pgs.contains_key(&request.pg) {
+            self.out.client_at = self.now;
             self.with(request.pg, |pg, ctx| pg.handle_client(ctx, conn, request));
         } else {
             self.refuse(conn, &request, Refusal::NotPrimary { epoch });
@@ -221,6 +224,26 @@ impl OsdCore {
         if let Some((id, what)) = self.out.list_done(token).filter(|_| !self.stopped) {
             self.with(id, |pg, ctx| pg.handle_list(ctx, what, objects));
         }
+    }
+
+    /// An inspection's result: one per block of the range asked for, as far as an object can reach.
+    pub fn handle_inspected(&mut self, now: Time, token: InspectToken, copies: &[BlockCopy]) {
+        self.now = self.now.max(now);
+        if let Some((id, what)) = self.out.inspected(token).filter(|_| !self.stopped) {
+            self.with(id, |pg, ctx| pg.handle_inspected(ctx, what, copies));
+        }
+    }
+
+    /// A scrub is due. Ignored where this OSD is not the PG's active primary, and where this order was taken before:
+    /// whoever orders repeats until the outcome of this order is reported.
+    pub fn handle_scrub(&mut self, now: Time, pg: PgId, deep: bool, order: u64) {
+        self.now = self.now.max(now);
+        self.with(pg, |pg, _| pg.order_scrub(deep, order));
+    }
+
+    /// The metadata service has taken the outcome of this order in.
+    pub fn handle_scrub_reported(&mut self, pg: PgId, order: u64) {
+        self.with(pg, |pg, _| pg.scrub_reported(order));
     }
 
     /// A connection to or from an OSD broke.

@@ -23,8 +23,8 @@ pub mod time;
 
 pub use core::OsdCore;
 pub use output::{
-    CasOutcome, CasToken, Config, ConnId, DownEvidence, ListToken, LoadedPg, Output, PersistToken, PgChange,
-    PgDecision, ReadFailure, ReadToken, StopReason, Transaction,
+    CasOutcome, CasToken, Config, ConnId, DownEvidence, InspectToken, ListToken, LoadedPg, Output, PersistToken,
+    PgChange, PgDecision, ReadFailure, ReadToken, StopReason, Transaction,
 };
 pub use pg::{BadRecord, BrokenLog, LoadError};
 pub use time::Time;

@@ -7,9 +7,14 @@ use cairn_types::peer::{ObjectKey, PeerMessage, PgMessage};
 use cairn_types::{ConfVersion, Epoch, ObjectId, OsdId, PgId, RequestId};
 
 use crate::Time;
-use crate::output::{CasToken, ConnId, ListToken, Output, PersistToken, PgChange, ReadToken, Transaction};
+use crate::output::{
+    CasToken, ConnId, InspectToken, ListToken, Output, PersistToken, PgChange, ReadToken, Transaction,
+};
 use crate::pace::Pace;
-use crate::pg::{Durable, ListFor, ReadFor};
+use crate::pg::{Durable, InspectFor, ListFor, ReadFor};
+
+/// Inspections at the store at once, over all PGs; more wait here.
+const INSPECTIONS: usize = 2;
 
 /// What a durable token means to its owner.
 #[derive(Debug)]
@@ -26,6 +31,8 @@ pub(crate) struct Outbox {
     persists: BTreeMap<PersistToken, (Time, PersistFor)>,
     reads: BTreeMap<ReadToken, (Time, PgId, ReadFor)>,
     lists: BTreeMap<ListToken, (PgId, ListFor)>,
+    inspections: BTreeMap<InspectToken, (PgId, InspectFor)>,
+    waiting_inspections: VecDeque<Output>,
     proposals: BTreeMap<CasToken, Vec<PgId>>,
     /// Payload bytes of client writes that are not committed yet.
     pub(crate) bytes_in_flight: usize,
@@ -33,6 +40,10 @@ pub(crate) struct Outbox {
     reservations: BTreeSet<(PgId, OsdId)>,
     /// How fast recovery copies beside clients.
     pub(crate) pace: Pace,
+    /// PGs that are being scrubbed by this OSD as their primary.
+    scrubs: BTreeSet<PgId>,
+    /// When a client asked something last.
+    pub(crate) client_at: Time,
 }
 
 impl Outbox {
@@ -87,6 +98,36 @@ impl Outbox {
 
     pub(crate) fn list_done(&mut self, token: ListToken) -> Option<(PgId, ListFor)> {
         self.lists.remove(&token)
+    }
+
+    /// Only so many are at the store at once. They are background work: their age is not the disk's.
+    pub(crate) fn inspect(&mut self, pg: PgId, object: ObjectId, range: (u32, u32), deep: bool, what: InspectFor) {
+        let token = InspectToken(self.token());
+        self.inspections.insert(token, (pg, what));
+        let order = Output::Inspect { token, pg, object, offset: range.0, len: range.1, deep };
+        if self.inspections.len() - self.waiting_inspections.len() <= INSPECTIONS {
+            self.push(order);
+        } else {
+            self.waiting_inspections.push_back(order);
+        }
+    }
+
+    pub(crate) fn inspected(&mut self, token: InspectToken) -> Option<(PgId, InspectFor)> {
+        let done = self.inspections.remove(&token)?;
+        if let Some(next) = self.waiting_inspections.pop_front() {
+            self.push(next);
+        }
+        Some(done)
+    }
+
+    /// A place among the PGs that may be scrubbed at once.
+    pub(crate) fn reserve_scrub(&mut self, pg: PgId, most: usize) -> bool {
+        self.scrubs.contains(&pg) || (self.scrubs.len() < most && self.scrubs.insert(pg))
+    }
+
+    /// Gives that place back.
+    pub(crate) fn release_scrub(&mut self, pg: PgId) {
+        self.scrubs.remove(&pg);
     }
 
     pub(crate) fn propose(&mut self, changes: Vec<PgChange>) -> CasToken {

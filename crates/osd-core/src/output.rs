@@ -4,6 +4,7 @@ use bytes::Bytes;
 use cairn_types::io::ClientReply;
 use cairn_types::map::PgConfig;
 use cairn_types::peer::{LogEntry, LogPoint, Logged, ObjectKey, PeerMessage, Run};
+use cairn_types::scrub::ScrubOutcome;
 use cairn_types::{ConfVersion, Epoch, Incarnation, ObjectId, OsdId, PgId, VolumeId};
 
 /// Who this OSD is, and its bounds.
@@ -25,6 +26,8 @@ pub struct Config {
     pub recoveries: usize,
     /// Pushes in flight per recovering member.
     pub recovery_window: usize,
+    /// PGs that this OSD scrubs at once as their primary.
+    pub scrubs: usize,
 }
 
 impl Config {
@@ -40,6 +43,7 @@ impl Config {
             log_entries: 1024,
             recoveries: 8,
             recovery_window: 4,
+            scrubs: 2,
         }
     }
 }
@@ -62,6 +66,10 @@ token!(
 token!(
     /// Names one read until its result is there.
     ReadToken
+);
+token!(
+    /// Names one inspection until its result is there.
+    InspectToken
 );
 token!(
     /// Names one listing until its result is there.
@@ -102,6 +110,22 @@ pub enum Output {
         offset: u32,
         /// Bytes.
         len: u32,
+    },
+    /// Describe whole blocks for a scrub, then `handle_inspected`. What was appended counts, committed or not. Reading
+    /// for it goes behind everything else, and a block that cannot be read is part of the answer.
+    Inspect {
+        /// Comes back.
+        token: InspectToken,
+        /// The PG.
+        pg: PgId,
+        /// Which object.
+        object: ObjectId,
+        /// Bytes from its start.
+        offset: u32,
+        /// Bytes.
+        len: u32,
+        /// Read the data and hold it against the index.
+        deep: bool,
     },
     /// List the PG's objects in key order, then `handle_list`.
     List {
@@ -150,6 +174,11 @@ pub enum Output {
         volume: VolumeId,
         /// The PG.
         pg: PgId,
+    },
+    /// Tell the metadata service what a scrub found, then `handle_scrub_reported`. Repeated until then.
+    ReportScrub {
+        /// All of it.
+        outcome: Box<ScrubOutcome>,
     },
     /// This epoch is durable here, with the configurations it brought (I1): the next report may say so.
     AckEpoch {

@@ -8,6 +8,7 @@ use cairn_meta_client::{MapWatch, MetaClient};
 use cairn_osd_core::{CasOutcome, CasToken, DownEvidence, PgChange, PgDecision};
 use cairn_proto::meta;
 use cairn_types::map::{ClusterMap, PgConfig};
+use cairn_types::scrub::{Damage, DamagedBlock, ScrubOutcome};
 use cairn_types::{Epoch, Incarnation, OsdId, PgId, VolumeId};
 use mio::Waker;
 use tokio::sync::mpsc;
@@ -30,6 +31,8 @@ pub(crate) enum Question {
     Purged(VolumeId, PgId),
     /// This epoch is durable here.
     Acknowledge(Epoch),
+    /// Say what a scrub found.
+    Scrubbed(Box<ScrubOutcome>),
     /// The disk, for the next report.
     Disk {
         /// Bytes stored.
@@ -46,6 +49,10 @@ pub(crate) enum Fact {
     Map(Arc<ClusterMap>),
     /// What came of a proposal.
     Decided(CasToken, CasOutcome),
+    /// These groups are to be scrubbed.
+    Scrub(Vec<meta::ScrubOrder>),
+    /// The outcome of this order has arrived.
+    ScrubReported(PgId, u64),
     /// This life was declared dead.
     Dead,
     /// Stop in order.
@@ -150,10 +157,45 @@ impl Control {
                 self.client.osd_is_down(Some(self.osd), osd, incarnation, evidence).await.map(|_| ())
             }
             Question::Purged(volume, pg) => self.client.purged(self.osd, self.incarnation, volume, pg).await,
+            Question::Scrubbed(outcome) => {
+                let (pg, order) = (outcome.pg, outcome.order);
+                let reported = self.client.report_scrub(self.scrub_report(&outcome)).await;
+                if reported.is_ok() {
+                    self.inbox.put(Fact::ScrubReported(pg, order));
+                }
+                reported.map(|_| ())
+            }
             Question::Acknowledge(_) | Question::Disk { .. } => return,
         };
         if let Err(error) = outcome {
             tracing::warn!(%error, "a report to the metadata service failed; the core repeats it if it still holds");
+        }
+    }
+
+    fn scrub_report(&self, outcome: &ScrubOutcome) -> meta::ReportScrubRequest {
+        let block = |block: &DamagedBlock| meta::DamagedBlock {
+            volume: block.object.volume.0,
+            object: block.object.index,
+            snapshot: block.object.snapshot.0,
+            offset: block.offset,
+            copies_differ: block.damage == Damage::CopiesDiffer,
+        };
+        let found = outcome.found.iter().map(|(osd, copies)| meta::BadCopies { osd: osd.0, copies: *copies });
+        meta::ReportScrubRequest {
+            mutation: None,
+            reporter: self.osd.0,
+            incarnation: self.incarnation.0,
+            pg: Some(outcome.pg.into()),
+            deep: outcome.deep,
+            order: outcome.order,
+            findings: Some(meta::ScrubFindings {
+                objects: outcome.objects,
+                blocks: outcome.blocks,
+                found: found.collect(),
+                repaired: outcome.repaired,
+                damaged: outcome.damaged_count,
+                damaged_blocks: outcome.damaged.iter().map(block).collect(),
+            }),
         }
     }
 
@@ -192,6 +234,7 @@ impl Control {
             };
             match self.client.report_osd(request).await {
                 Ok(reply) if reply.dead => self.inbox.put(Fact::Dead),
+                Ok(reply) if !reply.scrubs.is_empty() => self.inbox.put(Fact::Scrub(reply.scrubs)),
                 Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "the report did not reach the metadata service"),
             }

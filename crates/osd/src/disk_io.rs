@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use cairn_disk::{BufferPool, Disk};
-use cairn_store::{Io, IoId, IoResult};
+use cairn_store::{Io, IoId, IoOp, IoResult};
 use mio::Waker;
 
 /// Threads: one may be in a flush while others read and write.
@@ -80,7 +80,9 @@ impl DiskIo {
             return;
         }
         let now = Instant::now();
-        self.started.extend(batch.iter().map(|io| (io.id, now)));
+        // A scrub's reads wait behind everything else for as long as it takes: their age says nothing about the disk.
+        let counts = |io: &&Io| !(io.background && matches!(io.op, IoOp::Read { .. }));
+        self.started.extend(batch.iter().filter(counts).map(|io| (io.id, now)));
         let many = batch.len() > 1;
         let mut wanted = self.shared.wanted.lock().expect("no holder panics");
         for io in batch {

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cairn_osd_core::{ListToken, OsdCore, Output, PersistToken, ReadToken, Time};
+use cairn_osd_core::{InspectToken, ListToken, OsdCore, Output, PersistToken, ReadToken, Time};
 use cairn_rpc::Address;
 use cairn_store::{Rejection, Store, Token};
 use cairn_types::map::ClusterMap;
+use cairn_types::scrub::ScrubOutcome;
 use cairn_types::{Incarnation, OsdId};
 use mio::{Events, Poll};
 use rustix::time::{ClockId, clock_gettime};
@@ -48,6 +49,7 @@ enum Purpose {
     Persist(PersistToken),
     Read(ReadToken),
     List(ListToken),
+    Inspect(InspectToken),
 }
 
 /// Everything the loop owns.
@@ -203,6 +205,13 @@ impl Shard {
                 self.core.handle_map(now, map);
             }
             Fact::Decided(token, outcome) => self.core.handle_cas(now, token, &outcome),
+            Fact::Scrub(orders) => {
+                for order in orders {
+                    let pg = order.pg.unwrap_or_default().into();
+                    self.core.handle_scrub(now, pg, order.deep, order.order);
+                }
+            }
+            Fact::ScrubReported(pg, order) => self.core.handle_scrub_reported(pg, order),
             Fact::Dead => {
                 return Err(Ended::Failed("this life was declared dead; a restart registers a new one".into()));
             }
@@ -227,6 +236,10 @@ impl Shard {
                 let ours = self.store.read(pg, object, offset, len);
                 self.purposes.insert(ours, Purpose::Read(token));
             }
+            Output::Inspect { token, pg, object, offset, len, deep } => {
+                let ours = self.store.inspect(pg, object, offset, len, deep);
+                self.purposes.insert(ours, Purpose::Inspect(token));
+            }
             Output::List { token, pg, after, limit } => {
                 let pg_count = self.core.map().pools.get(&pg.pool).map_or(1, |pool| pool.pg_count);
                 let ours = self.store.list(pg, pg_count, after, limit);
@@ -243,6 +256,10 @@ impl Shard {
                 self.question(Question::Down(osd, incarnation, evidence));
             }
             Output::ReportPurged { volume, pg } => self.question(Question::Purged(volume, pg)),
+            Output::ReportScrub { outcome } => {
+                note_scrub(&outcome);
+                self.question(Question::Scrubbed(outcome));
+            }
             Output::AckEpoch { epoch } => self.question(Question::Acknowledge(epoch)),
             // The watch delivers every map as it comes; there is nothing faster to ask.
             Output::NeedMap { epoch } => tracing::debug!(%epoch, "waiting for a newer map"),
@@ -262,6 +279,11 @@ impl Shard {
             Stored::Read { token, result } => {
                 if let Some(Purpose::Read(token)) = self.purposes.remove(&token) {
                     self.core.handle_read(now, token, core_read(result));
+                }
+            }
+            Stored::Inspected { token, blocks } => {
+                if let Some(Purpose::Inspect(token)) = self.purposes.remove(&token) {
+                    self.core.handle_inspected(now, token, &blocks);
                 }
             }
             Stored::Listed { token, objects, .. } => {
@@ -317,6 +339,21 @@ impl Shard {
             return Err(Ended::Shutdown);
         }
         Ok(())
+    }
+}
+
+fn note_scrub(outcome: &ScrubOutcome) {
+    let ScrubOutcome { pg, deep, objects, blocks, repaired, damaged_count, .. } = outcome;
+    let found = outcome.found.values().sum::<u64>();
+    if *damaged_count > 0 {
+        tracing::error!(%pg, deep, objects, blocks, found, repaired, damaged = damaged_count, "scrubbed: data is lost");
+        for block in &outcome.damaged {
+            tracing::error!(%pg, object = %block.object, offset = block.offset, damage = ?block.damage, "no good copy");
+        }
+    } else if found > 0 {
+        tracing::warn!(%pg, deep, objects, blocks, found, repaired, "scrubbed: bad copies");
+    } else {
+        tracing::info!(%pg, deep, objects, blocks, "scrubbed");
     }
 }
 

@@ -8,6 +8,8 @@ use cairn_osd_core::{LoadedPg, ReadFailure, Transaction};
 use cairn_store::{Config, FormatOptions, Io, IoOp, Output, Store, Token};
 use cairn_types::io::ReadData;
 use cairn_types::peer::ObjectKey;
+#[cfg(test)]
+use cairn_types::scrub::BlockCopy;
 use cairn_types::{BLOCK_SIZE, Epoch, ObjectId, PgId};
 use uuid::Uuid;
 
@@ -16,7 +18,7 @@ use crate::medium::{Content, Done};
 use crate::rng::Rng;
 
 const DISK: u64 = 10 << 20;
-const RING: u64 = 1 << 20;
+pub(crate) const RING: u64 = 1 << 20;
 const OBJECT_SIZE: u32 = 64 << 10;
 
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +26,12 @@ enum Asked {
     Persist(u64),
     Read(u64),
     List(u64),
+    Inspect(u64),
 }
 
 /// See the file's head.
 pub(crate) struct Engine {
-    disk: SimDisk,
+    pub(crate) disk: SimDisk,
     pool: BufferPool,
     store: Option<Store>,
     asked: BTreeMap<Token, Asked>,
@@ -66,8 +69,12 @@ impl Engine {
         let disk = SimDisk::sparse(DISK, rng.next());
         let options = FormatOptions { osd_uuid: Uuid::from_u128(uuid), ring_len: Some(RING), force: false };
         cairn_store::format(&disk, &options).expect("an empty disk is formatted");
+        Self { disk, ..Self::blank() }
+    }
+
+    fn blank() -> Self {
         Self {
-            disk,
+            disk: SimDisk::new(0, 0),
             pool: BufferPool::new(1 << 20),
             store: None,
             asked: BTreeMap::new(),
@@ -101,6 +108,11 @@ impl Engine {
     pub(crate) fn read(&mut self, tag: u64, pg: PgId, object: ObjectId, offset: u32, len: u32) {
         let token = self.store().read(pg, object, offset, len);
         self.asked.insert(token, Asked::Read(tag));
+    }
+
+    pub(crate) fn inspect(&mut self, tag: u64, pg: PgId, object: ObjectId, (offset, len): (u32, u32), deep: bool) {
+        let token = self.store().inspect(pg, object, offset, len, deep);
+        self.asked.insert(token, Asked::Inspect(tag));
     }
 
     pub(crate) fn list(&mut self, tag: u64, pg: PgId, pg_count: u32, after: Option<ObjectKey>, limit: usize) {
@@ -253,6 +265,12 @@ impl Engine {
                 (token, Some(Ok(result.map_err(|failure| ReadFailure::Corrupt { offsets: failure.offsets }))))
             }
             Output::Listed { token, objects, .. } => (token, Some(Err(objects))),
+            Output::Inspected { token, blocks } => {
+                if let Some(Asked::Inspect(tag)) = self.asked.remove(&token) {
+                    self.done.push_back(Done::Inspected(tag, blocks));
+                }
+                return;
+            }
         };
         match (self.asked.remove(&token), done) {
             (Some(Asked::Persist(tag)), None) => self.done.push_back(Done::Persisted(tag)),
@@ -315,7 +333,7 @@ impl Engine {
         }
     }
 
-    pub(crate) fn content(&mut self, pg: PgId, pg_count: u32) -> Content {
+    fn objects(&mut self, pg: PgId, pg_count: u32) -> Vec<ObjectId> {
         for job in self.jobs.keys().copied().collect::<Vec<_>>() {
             self.finish(job);
         }
@@ -328,8 +346,40 @@ impl Engine {
                 objects = listed;
             }
         }
+        objects
+    }
+
+    /// Every block that is not absent, held against its bytes, as a process killed at this moment would find it.
+    #[cfg(test)]
+    pub(crate) fn survey(
+        &self,
+        pgs: impl Iterator<Item = PgId>,
+        pg_count: u32,
+    ) -> BTreeMap<PgId, BTreeMap<(ObjectId, u32), BlockCopy>> {
+        let disk = self.disk.fork();
+        let opened = cairn_store::open(&disk, config()).expect("a disk that keeps its promises opens");
+        let mut copy = Self { disk, store: Some(opened.store), ..Self::blank() };
+        pgs.map(|pg| (pg, copy.survey_pg(pg, pg_count))).collect()
+    }
+
+    #[cfg(test)]
+    fn survey_pg(&mut self, pg: PgId, pg_count: u32) -> BTreeMap<(ObjectId, u32), BlockCopy> {
+        let mut copies = BTreeMap::new();
+        for object in self.objects(pg, pg_count) {
+            self.inspect(1, pg, object, (0, OBJECT_SIZE), true);
+            self.settle();
+            while let Some(done) = self.take_done() {
+                let Done::Inspected(1, blocks) = done else { continue };
+                let blocks = blocks.into_iter().enumerate().filter(|(_, copy)| *copy != BlockCopy::Absent);
+                copies.extend(blocks.map(|(index, copy)| ((object, index as u32 * BLOCK_SIZE), copy)));
+            }
+        }
+        copies
+    }
+
+    pub(crate) fn content(&mut self, pg: PgId, pg_count: u32) -> Content {
         let mut content = Content::default();
-        for object in objects {
+        for object in self.objects(pg, pg_count) {
             self.read(1, pg, object, 0, OBJECT_SIZE);
             self.settle();
             while let Some(done) = self.take_done() {

@@ -1,6 +1,5 @@
 //! After healing: what must be whole again within a bound, and what is compared when all is at rest.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_types::map::{ClusterMap, PgConfig};
@@ -103,14 +102,12 @@ impl World {
             return;
         }
         let map = Arc::clone(self.newest_map());
-        let ids = self.osds.iter().filter_map(|osd| Some((osd.index, osd.id()?))).collect::<BTreeMap<_, _>>();
         let (directory, osds) = (&self.directory, &mut self.osds);
         let content = |id: OsdId, pg: PgId| {
             let host = directory.index.get(&id).map(|index| &mut osds[*index]);
             host.map(|host| host.medium.content(pg, PGS)).unwrap_or_default()
         };
-        let rotten = self.rotten.and_then(|index| ids.get(&index).copied());
-        let equal = replicas::check(&map, |osd| Some(osd) == rotten, content);
+        let equal = replicas::check(&map, content);
         let (lost, linear) = (lost::check(&self.history), linear::check(&self.history));
         let cleared = self.check_cleared(&map);
         self.demand(lost.and(linear).and(equal).and(cleared));

@@ -26,6 +26,9 @@ mod rebalance;
 mod report;
 mod rng;
 #[cfg(test)]
+mod rot;
+mod scrub;
+#[cfg(test)]
 mod stories;
 mod world;
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cairn_osd_core::{LoadedPg, ReadFailure, Transaction};
 use cairn_types::io::{BlockState, ReadData};
 use cairn_types::peer::ObjectKey;
+use cairn_types::scrub::BlockCopy;
 use cairn_types::{Epoch, ObjectId, PgId};
 
 use crate::engine::{Astray, Engine};
@@ -19,6 +20,7 @@ pub(crate) enum Done {
     Persisted(u64),
     Read(u64, Result<ReadData, ReadFailure>),
     Listed(u64, Vec<ObjectId>),
+    Inspected(u64, Vec<BlockCopy>),
     /// The store has failed: the process must end.
     Failed(String),
 }
@@ -74,6 +76,13 @@ impl Medium {
         match self {
             Self::Model(model) => model.read(tag, pg, object, offset, len),
             Self::Engine(engine) => engine.read(tag, pg, object, offset, len),
+        }
+    }
+
+    pub(crate) fn inspect(&mut self, tag: u64, pg: PgId, object: ObjectId, (offset, len): (u32, u32), deep: bool) {
+        match self {
+            Self::Model(model) => model.inspect(tag, pg, object, (offset, len)),
+            Self::Engine(engine) => engine.inspect(tag, pg, object, (offset, len), deep),
         }
     }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use cairn_osd_core::{LoadedPg, Transaction};
 use cairn_types::io::{BlockState, ReadData};
 use cairn_types::peer::{EntryOp, LogEntry, LogPoint, ObjectKey, RunContent};
+use cairn_types::scrub::BlockCopy;
 use cairn_types::{BLOCK_SIZE, Epoch, ObjectId, PgId};
 
 use crate::medium::Done;
@@ -196,6 +197,7 @@ impl Image {
 enum Job {
     Flush(Vec<u64>),
     Read { tag: u64, pg: PgId, object: ObjectId, offset: u32, len: u32 },
+    Inspect { tag: u64, pg: PgId, object: ObjectId, offset: u32, len: u32 },
     List { tag: u64, pg: PgId, after: Option<ObjectKey>, limit: usize },
 }
 
@@ -245,6 +247,10 @@ impl Model {
         self.job(Job::Read { tag, pg, object, offset, len });
     }
 
+    pub(crate) fn inspect(&mut self, tag: u64, pg: PgId, object: ObjectId, (offset, len): (u32, u32)) {
+        self.job(Job::Inspect { tag, pg, object, offset, len });
+    }
+
     pub(crate) fn list(&mut self, tag: u64, pg: PgId, after: Option<ObjectKey>, limit: usize) {
         self.job(Job::List { tag, pg, after, limit });
     }
@@ -271,6 +277,15 @@ impl Model {
             Some(Job::Read { tag, pg, object, offset, len }) => {
                 let data = self.live.pgs.entry(pg).or_default().read(object, offset, len);
                 self.done.push_back(Done::Read(tag, Ok(data)));
+            }
+            Some(Job::Inspect { tag, pg, object, offset, len }) => {
+                let read = self.live.pgs.entry(pg).or_default().read(object, offset, len);
+                let copies = read.blocks.into_iter().map(|state| match state {
+                    BlockState::Absent => BlockCopy::Absent,
+                    BlockState::Zero => BlockCopy::Zero,
+                    BlockState::Data { crc } => BlockCopy::Data { crc },
+                });
+                self.done.push_back(Done::Inspected(tag, copies.collect()));
             }
             Some(Job::List { tag, pg, after, limit }) => {
                 let keys = self.live.pgs.entry(pg).or_default().objects.keys().copied();

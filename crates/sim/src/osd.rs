@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_osd_core::{
-    CasOutcome, CasToken, Config, ConnId, DownEvidence, ListToken, OsdCore, Output, PersistToken, PgChange, PgDecision,
-    ReadToken, Time,
+    CasOutcome, CasToken, Config, ConnId, DownEvidence, InspectToken, ListToken, OsdCore, Output, PersistToken,
+    PgChange, PgDecision, ReadToken, Time,
 };
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
@@ -17,7 +17,8 @@ use cairn_proto::meta::{
 use cairn_types::io::ReplyBody;
 use cairn_types::map::{ClusterMap, PgConfig};
 use cairn_types::peer::PeerMessage;
-use cairn_types::{Epoch, Incarnation, OsdId, PgId, RequestId};
+use cairn_types::scrub::ScrubOutcome;
+use cairn_types::{Epoch, Incarnation, ObjectId, OsdId, PgId, RequestId};
 
 use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
 use crate::caller::Caller;
@@ -130,6 +131,10 @@ pub(crate) struct OsdHost {
     requests: BTreeMap<RequestId, PgId>,
     /// Acknowledged since the world looked last.
     pub(crate) acks: Vec<(RequestId, PgId, PgConfig)>,
+    /// Scrubs that ended since the world looked last.
+    pub(crate) scrubbed: Vec<ScrubOutcome>,
+    /// Blocks that were put in place by recovery or repair since the world looked last.
+    pub(crate) landed: Vec<(ObjectId, u32)>,
 }
 
 impl OsdHost {
@@ -171,6 +176,8 @@ impl OsdHost {
             told_full: false,
             requests: BTreeMap::new(),
             acks: Vec::new(),
+            scrubbed: Vec::new(),
+            landed: Vec::new(),
         }
     }
 
@@ -419,6 +426,7 @@ impl OsdHost {
             }
             Done::Read(tag, result) => core.handle_read(now, ReadToken(tag), result),
             Done::Listed(tag, objects) => core.handle_list(now, ListToken(tag), objects),
+            Done::Inspected(tag, copies) => core.handle_inspected(now, InspectToken(tag), &copies),
             Done::Failed(error) => {
                 bus.say(|| format!("osd {}: its store failed: {error}", self.index));
                 bus.stats.sometimes("a store fails");
@@ -587,6 +595,7 @@ impl OsdHost {
                 bus.say(|| format!("{id} stores {}", describe(&transaction)));
                 self.logs.follow(&transaction);
                 self.persisting.insert(token.0, crate::check::flush::effects(&transaction));
+                self.landed.extend(crate::scrub::landed(&transaction));
                 self.medium.submit(token.0, *transaction);
             }
             Output::PersistEpoch { token, epoch } => self.medium.submit_epoch(token.0, epoch),
@@ -648,6 +657,15 @@ impl OsdHost {
                 };
                 self.caller.as_mut().expect("alive").call(bus, Payload::ReportPurged(request), Call::Other);
             }
+            Output::Inspect { token, pg, object, offset, len, deep } => {
+                self.medium.inspect(token.0, pg, object, (offset, len), deep);
+            }
+            Output::ReportScrub { outcome } => {
+                if let Some(core) = &mut self.core {
+                    core.handle_scrub_reported(outcome.pg, outcome.order);
+                }
+                self.scrubbed.push(*outcome);
+            }
             Output::AckEpoch { epoch } => {
                 self.acked = self.acked.max(epoch);
                 self.report(bus);
@@ -658,6 +676,15 @@ impl OsdHost {
                 bus.stats.sometimes("an OSD is told that it is dead");
                 self.stopped = true;
             }
+        }
+    }
+
+    /// A scrub is due, if this is the primary.
+    pub(crate) fn order_scrub(&mut self, bus: &mut Bus, directory: &Directory, pg: PgId, deep: bool, order: u64) {
+        let now = self.local(bus.now);
+        if let Some(core) = self.core.as_mut().filter(|_| !self.paused) {
+            core.handle_scrub(now, pg, deep, order);
+            self.drain(bus, directory);
         }
     }
 
@@ -731,6 +758,9 @@ fn note_peer(bus: &mut Bus, message: &PeerMessage) {
         PgMessage::PushAck { .. } => 11,
         PgMessage::Pull { .. } => 12,
         PgMessage::PullReply { .. } => 13,
+        PgMessage::ScrubAsk(_) => 14,
+        PgMessage::ScrubFound(_) => 15,
+        PgMessage::Mend(_) => 16,
     };
     bus.note(&[u64::from(pg.index), c.0, *attempt, kind]);
 }

@@ -153,13 +153,14 @@ impl World {
         self.until(rest, |_| false);
         // What was on its way when all was healed may have been taken for a failure since.
         self.demand_whole();
+        self.demand_clean();
         self.check_end();
         self.bus.stats.simulated = self.bus.now;
         let trace = self.bus.trace();
         Report { seed, trace, stats: self.bus.stats, failure: self.failure }
     }
 
-    fn demand_whole(&mut self) {
+    pub(crate) fn demand_whole(&mut self) {
         let limit = self.bus.now + self.options.liveness;
         if !self.until(limit, Self::is_whole) {
             let seconds = self.options.liveness / SECOND;
@@ -184,7 +185,7 @@ impl World {
         }
     }
 
-    fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         for member in &mut self.metas {
             member.start(&mut self.bus);
         }

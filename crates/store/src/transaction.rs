@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use cairn_types::io::BlockState;
 use cairn_types::peer::{LogEntry, LogPoint, Logged, Run};
+use cairn_types::scrub::BlockCopy;
 use cairn_types::{ObjectId, PgId};
 
 use crate::key::Scope;
@@ -77,6 +78,13 @@ pub enum Output {
         token: Token,
         /// What is there.
         result: Result<ReadReply, ReadFailure>,
+    },
+    /// An inspection is done.
+    Inspected {
+        /// From [`crate::Store::inspect`].
+        token: Token,
+        /// One per block.
+        blocks: Vec<BlockCopy>,
     },
     /// A listing is done.
     Listed {

@@ -10,6 +10,7 @@ pub mod id;
 pub mod io;
 pub mod map;
 pub mod peer;
+pub mod scrub;
 pub mod size;
 pub mod volume;
 

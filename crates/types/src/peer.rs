@@ -7,6 +7,7 @@
 use bytes::Bytes;
 
 use crate::id::mix;
+use crate::scrub::{Mend, ScrubAsk, ScrubFound};
 use crate::{
     BLOCK_SIZE, ConfVersion, Epoch, Generation, Incarnation, ObjectId, OsdId, PgId, RequestId, SessionId, SnapId,
     Version, VolumeId,
@@ -463,6 +464,14 @@ pub enum PgMessage {
         /// The whole range asked for, in order.
         runs: Option<Vec<Run>>,
     },
+
+    // ---- scrub
+    /// Primary to member of the in-sync set: describe your copies.
+    ScrubAsk(ScrubAsk),
+    /// Member to primary: the description.
+    ScrubFound(ScrubFound),
+    /// Primary to member of the in-sync set: these blocks of yours are not what the log says.
+    Mend(Mend),
 }
 
 /// The state of a member's log.
@@ -601,6 +610,10 @@ pub struct PgStatus {
     pub recovering: Vec<OsdId>,
     /// Client requests waiting or in flight.
     pub requests: u32,
+    /// A scrub that this primary has under way: whether it reads data.
+    pub scrubbing: Option<bool>,
+    /// Blocks of which the last scrub of this primary knew no good copy.
+    pub damaged_blocks: u64,
 }
 
 /// What an OSD does for a PG.

@@ -34,6 +34,7 @@ mod error;
 mod hello;
 mod peer;
 mod peer_take;
+mod scrub;
 
 pub use aligned::{aligned_buffer, zeros};
 pub use decode::{Decoder, Frame, PayloadCheck};

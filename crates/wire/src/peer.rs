@@ -10,6 +10,7 @@ use cairn_types::{BLOCK_SIZE, ObjectId};
 
 use crate::body::PutFields;
 use crate::encode::Head;
+use crate::scrub;
 
 pub(crate) const HEARTBEAT: u16 = 32;
 pub(crate) const HEARTBEAT_REPLY: u16 = 33;
@@ -26,9 +27,12 @@ pub(crate) const PUSH: u16 = 49;
 pub(crate) const PUSH_ACK: u16 = 50;
 pub(crate) const PULL: u16 = 51;
 pub(crate) const PULL_REPLY: u16 = 52;
+pub(crate) const SCRUB_ASK: u16 = 53;
+pub(crate) const SCRUB_FOUND: u16 = 54;
+pub(crate) const MEND: u16 = 55;
 /// Operations about one PG: `c` is its configuration, `v` the primary's activation.
 pub(crate) const FIRST_PG: u16 = REPLICATE;
-pub(crate) const LAST_PG: u16 = PULL_REPLY;
+pub(crate) const LAST_PG: u16 = MEND;
 
 pub(crate) fn put_peer(message: &PeerMessage, out: &mut BytesMut, payload: &mut Vec<Bytes>) -> Head {
     match message {
@@ -133,6 +137,18 @@ fn put_pg_message(message: &PgMessage, out: &mut BytesMut, payload: &mut Vec<Byt
             out.put_u8(u8::from(runs.is_some()));
             put_runs(runs.as_deref().unwrap_or_default(), out, payload);
             PULL_REPLY
+        }
+        PgMessage::ScrubAsk(ask) => {
+            scrub::put_ask(ask, out);
+            SCRUB_ASK
+        }
+        PgMessage::ScrubFound(found) => {
+            scrub::put_found(found, out);
+            SCRUB_FOUND
+        }
+        PgMessage::Mend(mend) => {
+            scrub::put_mend(mend, out);
+            MEND
         }
     }
 }

@@ -14,10 +14,10 @@ use cairn_types::{
 use crate::body::{Fields, check_blocks};
 use crate::encode::Head;
 use crate::peer::{
-    ACK, ALIGN, FENCED, FETCH_LOG, HEARTBEAT, HEARTBEAT_REPLY, LOG_ENTRIES, LOG_REPORT, PULL, PULL_REPLY, PUSH,
-    PUSH_ACK, QUERY_LOG, REPLICATE, START_RECOVERY,
+    ACK, ALIGN, FENCED, FETCH_LOG, HEARTBEAT, HEARTBEAT_REPLY, LOG_ENTRIES, LOG_REPORT, MEND, PULL, PULL_REPLY, PUSH,
+    PUSH_ACK, QUERY_LOG, REPLICATE, SCRUB_ASK, SCRUB_FOUND, START_RECOVERY,
 };
-use crate::{PayloadCheck, WireError};
+use crate::{PayloadCheck, WireError, scrub};
 
 /// Bytes of the smallest log entry: a removal.
 const MIN_ENTRY: usize = 109;
@@ -129,6 +129,9 @@ impl Take<'_> {
                 len: self.fields.u32()?,
             },
             PULL_REPLY => PgMessage::PullReply { id: self.fields.u64()?, runs: self.pulled()? },
+            SCRUB_ASK => PgMessage::ScrubAsk(scrub::take_ask(&mut self.fields)?),
+            SCRUB_FOUND => PgMessage::ScrubFound(scrub::take_found(&mut self.fields)?),
+            MEND => PgMessage::Mend(scrub::take_mend(&mut self.fields)?),
             kind => return Err(WireError::UnknownOperation { kind }),
         })
     }

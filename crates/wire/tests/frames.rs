@@ -6,6 +6,7 @@ use cairn_types::peer::{
     AbsentMember, BackfillCursor, BlockSet, EntryOp, Heartbeat, HeartbeatReply, LogEntry, LogPoint, LogReport, Logged,
     Missing, ObjectKey, PeerMessage, PgCommit, PgMessage, Push, Run, RunContent, SessionDups, StartRecovery,
 };
+use cairn_types::scrub::{BlockCopy, Mend, ScrubAsk, ScrubFound};
 use cairn_types::{
     ConfVersion, Epoch, Generation, Incarnation, ObjectId, OsdId, PgId, PoolId, RequestId, SessionId, SnapId, TraceId,
     Version, VolumeId,
@@ -171,6 +172,20 @@ fn start_recovery() -> impl Strategy<Value = StartRecovery> {
         .prop_map(|(rewind_to, base, missing, dups, absent)| StartRecovery { rewind_to, base, missing, dups, absent })
 }
 
+fn copy() -> impl Strategy<Value = BlockCopy> {
+    prop_oneof![
+        Just(BlockCopy::Absent),
+        Just(BlockCopy::Zero),
+        any::<u32>().prop_map(|crc| BlockCopy::Data { crc }),
+        any::<u32>().prop_map(|crc| BlockCopy::Rotten { crc }),
+        Just(BlockCopy::Lost),
+    ]
+}
+
+fn state() -> impl Strategy<Value = BlockState> {
+    prop_oneof![Just(BlockState::Absent), Just(BlockState::Zero), any::<u32>().prop_map(|crc| BlockState::Data { crc })]
+}
+
 fn pg_message() -> impl Strategy<Value = PgMessage> {
     let cursor = prop_oneof![
         Just(None),
@@ -199,6 +214,15 @@ fn pg_message() -> impl Strategy<Value = PgMessage> {
             len
         }),
         (any::<u64>(), proptest::option::of(vec(run(), 0..4))).prop_map(|(id, runs)| PgMessage::PullReply { id, runs }),
+        (any::<u64>(), any::<bool>(), proptest::option::of(object()), any::<u32>()).prop_map(
+            |(id, deep, after, limit)| {
+                PgMessage::ScrubAsk(ScrubAsk { id, deep, after: after.map(ObjectKey::new), limit })
+            }
+        ),
+        (any::<[u64; 2]>(), vec((object(), vec(copy(), 0..9)), 0..4), any::<bool>())
+            .prop_map(|([id, at], objects, end)| PgMessage::ScrubFound(ScrubFound { id, at, objects, end })),
+        (object(), vec((any::<u32>(), state()), 0..4))
+            .prop_map(|(object, blocks)| PgMessage::Mend(Mend { object, blocks })),
     ]
 }
 

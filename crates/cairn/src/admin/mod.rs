@@ -3,6 +3,7 @@
 mod moving;
 mod node;
 mod osd;
+mod pg;
 mod pool;
 mod status;
 mod verify;
@@ -21,6 +22,7 @@ use crate::output::Format;
 
 pub(crate) use node::{NodeVerb, run as node};
 pub(crate) use osd::{OsdVerb, run as osd};
+pub(crate) use pg::{PgVerb, run as pg};
 pub(crate) use pool::{PoolVerb, run as pool};
 pub(crate) use status::{health, status};
 pub(crate) use volume::{VolumeVerb, run as volume};

@@ -22,6 +22,16 @@ pub(crate) enum OsdVerb {
     Ls(Target),
     /// All OSDs where they stand: zone, rack, host.
     Tree(Target),
+    /// Compare all copies of every placement group that an OSD has data of.
+    Scrub {
+        /// Which one: 3 or osd-3.
+        #[arg(value_parser = osd_number)]
+        id: u32,
+        #[command(flatten)]
+        how: super::pg::How,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Check a device that no OSD uses: superblocks, log, index, every block's checksum. Writes nothing.
     Verify {
         /// A block device or a file.
@@ -185,6 +195,7 @@ pub(crate) async fn run(verb: OsdVerb) -> Outcome {
                 Format::Table => tree(&map),
             }
         }
+        OsdVerb::Scrub { id, how, target } => return super::pg::scrub_osd(id, &how, &target).await,
         OsdVerb::Verify { path, output } => return verify::run(&path, output),
         OsdVerb::Set { name: None, target, .. } => {
             return moving::change_settings(ChangeSettingsRequest::default(), &target).await;
@@ -234,7 +245,12 @@ async fn move_data(verb: OsdVerb) -> Outcome {
             let words = "what is to be moved".to_owned();
             (deed(None, words.clone(), words, None), way)
         }
-        OsdVerb::Ls(_) | OsdVerb::Tree(_) | OsdVerb::Verify { .. } | OsdVerb::Set { .. } | OsdVerb::Unset { .. } => {
+        OsdVerb::Ls(_)
+        | OsdVerb::Tree(_)
+        | OsdVerb::Scrub { .. }
+        | OsdVerb::Verify { .. }
+        | OsdVerb::Set { .. }
+        | OsdVerb::Unset { .. } => {
             unreachable!("shown by `run`")
         }
     };

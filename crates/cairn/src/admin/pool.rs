@@ -15,6 +15,13 @@ use crate::size;
 pub(crate) enum PoolVerb {
     /// All pools.
     Ls,
+    /// Compare all copies of everything in a pool.
+    Scrub {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        how: super::pg::How,
+    },
     /// Make a pool.
     Create {
         /// Its name.
@@ -55,6 +62,7 @@ pub(crate) async fn run(verb: PoolVerb, target: &Target) -> Outcome {
                 list(&pools);
             }
         }
+        PoolVerb::Scrub { name, how } => return super::pg::scrub_pool(&name, &how, target).await,
         PoolVerb::Create {
             name,
             size,

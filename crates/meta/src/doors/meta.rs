@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_meta_core::{Failure, Refusal, fence_pending, health, moves, query};
+use cairn_meta_core::{Failure, Refusal, fence_pending, health, moves, query, scrub};
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::meta_server::Meta;
@@ -13,12 +13,13 @@ use cairn_proto::meta::{
     AttachReply, AttachRequest, ChangePgsReply, ChangePgsRequest, ChangePlacementReply, ChangePlacementRequest,
     ChangeSettingsReply, ChangeSettingsRequest, CreatePoolReply, CreatePoolRequest, CreateVolumeReply,
     CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DetachReply, DetachRequest, DownEvidence, ErrorCode,
-    GetVolumeReply, GetVolumeRequest, HealthReply, HealthRequest, ListNodesReply, ListNodesRequest, ListPoolsReply,
-    ListPoolsRequest, ListVolumesReply, ListVolumesRequest, MapUpdate, Member, Mutation, PublishVolumeReply,
-    PublishVolumeRequest, RegisterNodeReply, RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest,
-    ReportDownReply, ReportDownRequest, ReportOsdReply, ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest,
-    ResizeVolumeReply, ResizeVolumeRequest, StatusReply, StatusRequest, UnpublishVolumeReply, UnpublishVolumeRequest,
-    VolumeRef, WatchMapRequest, volume_ref,
+    GetVolumeReply, GetVolumeRequest, HealthReply, HealthRequest, ListNodesReply, ListNodesRequest, ListPgsReply,
+    ListPgsRequest, ListPoolsReply, ListPoolsRequest, ListVolumesReply, ListVolumesRequest, MapUpdate, Member,
+    Mutation, OrderScrubReply, OrderScrubRequest, PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply,
+    RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest, ReportDownReply, ReportDownRequest, ReportOsdReply,
+    ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest, ReportScrubReply, ReportScrubRequest, ResizeVolumeReply,
+    ResizeVolumeRequest, ScheduleScrubsReply, ScheduleScrubsRequest, StatusReply, StatusRequest, UnpublishVolumeReply,
+    UnpublishVolumeRequest, VolumeRef, WatchMapRequest, volume_ref,
 };
 use cairn_types::{Epoch, PoolId};
 use futures::Stream;
@@ -255,6 +256,22 @@ impl Meta for MetaDoor {
 
     async fn change_settings(&self, request: Request<ChangeSettingsRequest>) -> Reply<ChangeSettingsReply> {
         Ok(Response::new(mutate!(self, request, ChangeSettings)))
+    }
+
+    async fn list_pgs(&self, _request: Request<ListPgsRequest>) -> Reply<ListPgsReply> {
+        self.gateway.read(|machine, _| scrub::pgs(machine)).await.map(Response::new).map_err(status)
+    }
+
+    async fn order_scrub(&self, request: Request<OrderScrubRequest>) -> Reply<OrderScrubReply> {
+        Ok(Response::new(mutate!(self, request, OrderScrub)))
+    }
+
+    async fn schedule_scrubs(&self, request: Request<ScheduleScrubsRequest>) -> Reply<ScheduleScrubsReply> {
+        Ok(Response::new(mutate!(self, request, ScheduleScrubs)))
+    }
+
+    async fn report_scrub(&self, request: Request<ReportScrubRequest>) -> Reply<ReportScrubReply> {
+        Ok(Response::new(mutate!(self, request, ReportScrub)))
     }
 
     async fn create_pool(&self, request: Request<CreatePoolRequest>) -> Reply<CreatePoolReply> {

@@ -33,6 +33,7 @@ impl Pg {
 
     fn adopt(&mut self, ctx: &mut Ctx<'_>, config: PgConfig) {
         let old = std::mem::replace(&mut self.config, config);
+        self.forget_inspection();
         self.note_departures(&old);
         let mut transaction = self.transaction();
         transaction.attributes.push(self.membership(ctx.map.epoch));
@@ -82,6 +83,7 @@ impl Pg {
         for read in self.repair.forget() {
             ctx.out.reply(read.conn, read.request.id, Err(refusal));
         }
+        self.drop_scrub(ctx);
         let Some(primary) = self.primary.take() else { return };
         for (conn, id) in primary.disband(ctx.out) {
             ctx.out.reply(conn, id, Err(refusal));

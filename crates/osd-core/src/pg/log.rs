@@ -149,6 +149,11 @@ impl Log {
         self.kept.iter().skip(seq.saturating_sub(self.base.seq()) as usize)
     }
 
+    /// Kept entries up to a position, in order.
+    pub(crate) fn through(&self, seq: u64) -> impl DoubleEndedIterator<Item = &Kept> {
+        self.kept.iter().take(seq.saturating_sub(self.base.seq()) as usize)
+    }
+
     /// The points after a position, in order.
     pub(crate) fn points_after(&self, seq: u64) -> Vec<LogPoint> {
         self.after(seq).map(Kept::point).collect()

@@ -88,6 +88,16 @@ impl Missing {
         self.changes.push(record::missing(object, Some(set)));
     }
 
+    /// These blocks were found to be well after all.
+    pub(crate) fn found_good(&mut self, object: ObjectId, offset: u32, len: u32) {
+        self.clear(object, offset, len);
+    }
+
+    /// Some objects with blocks known by name to be missing.
+    pub(crate) fn some(&self, most: usize) -> Vec<(ObjectId, BlockSet)> {
+        self.blocks.iter().take(most).map(|(object, blocks)| (*object, blocks.clone())).collect()
+    }
+
     fn forget(&mut self) {
         let blocks = std::mem::take(&mut self.blocks);
         self.changes.extend(blocks.keys().map(|object| record::missing(*object, None)));

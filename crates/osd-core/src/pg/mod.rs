@@ -7,6 +7,7 @@ mod activate;
 mod config;
 mod dups;
 mod fence;
+mod inspect;
 mod load;
 mod log;
 mod member;
@@ -19,6 +20,7 @@ mod record;
 mod recover;
 mod repair;
 mod replica;
+mod scrub;
 mod store;
 
 use std::collections::VecDeque;
@@ -26,6 +28,7 @@ use std::collections::VecDeque;
 use cairn_types::io::{ClientRequest, ReadData};
 use cairn_types::map::{ClusterMap, PgConfig};
 use cairn_types::peer::{PeerMessage, PgMessage, PgState, PgStatus};
+use cairn_types::scrub::BlockCopy;
 use cairn_types::{ConfVersion, Epoch, Incarnation, ObjectId, OsdId, PgId};
 
 use crate::Time;
@@ -35,6 +38,7 @@ use crate::output::{Config, ConnId, ReadFailure};
 use crate::peers::Peers;
 use crate::planted::{Bug, planted};
 
+pub(crate) use inspect::InspectFor;
 pub use load::LoadError;
 pub use log::BrokenLog;
 pub use record::BadRecord;
@@ -85,7 +89,7 @@ pub(crate) enum ReadFor {
     /// A member that lacks the blocks.
     Push { to: OsdId, attempt: u64, id: u64 },
     /// Another member, whose copy is bad.
-    Pull { to: OsdId, attempt: u64, id: u64, offset: u32 },
+    Pull { to: OsdId, attempt: u64, id: u64, object: ObjectId, offset: u32, len: u32 },
 }
 
 /// Whom a listing is for.
@@ -97,6 +101,8 @@ pub(crate) enum ListFor {
     Empty { attempt: u64 },
     /// The removal of deleted volumes.
     Purge,
+    /// This member's part in a scrub.
+    Inspect { serial: u64 },
 }
 
 /// See the file's head.
@@ -125,6 +131,10 @@ pub(crate) struct Pg {
     replica: replica::Replica,
     /// Repairs of this OSD's own bad blocks.
     repair: repair::Repair,
+    /// This member's part in a scrub, and how many there were.
+    inspection: Option<inspect::Inspection>,
+    inspections: u64,
+    scrub: scrub::Scrub,
     parked: VecDeque<(OsdId, Incarnation, PeerMessage)>,
     /// Rows of the dup table whose end goes with the next transaction.
     dropped: Vec<record::Attribute>,
@@ -153,6 +163,9 @@ impl Pg {
             primary: None,
             replica: replica::Replica::default(),
             repair: repair::Repair::default(),
+            inspection: None,
+            inspections: 0,
+            scrub: scrub::Scrub::default(),
             parked: VecDeque::new(),
             dropped: Vec::new(),
             touched: false,
@@ -233,13 +246,18 @@ impl Pg {
                 self.handle_pull(ctx, from, attempt, id, object, (offset, len))
             }
             PgMessage::PullReply { id, runs } => self.handle_pull_reply(ctx, from, id, runs),
+            PgMessage::ScrubAsk(ask) if from_primary => self.handle_scrub_ask(ctx, from, attempt, ask),
+            PgMessage::ScrubFound(found) => self.handle_scrub_found(ctx, from, attempt, found),
+            PgMessage::Mend(mend) if from_primary => self.handle_mend(attempt, &mend),
             // Only the primary of the present configuration is listened to (I1).
             PgMessage::QueryLog
             | PgMessage::FetchLog { .. }
             | PgMessage::Align { .. }
             | PgMessage::Replicate { .. }
             | PgMessage::StartRecovery(_)
-            | PgMessage::Push(_) => {}
+            | PgMessage::Push(_)
+            | PgMessage::ScrubAsk(_)
+            | PgMessage::Mend(_) => {}
         }
     }
 
@@ -269,7 +287,9 @@ impl Pg {
         match what {
             ReadFor::Client { serial, read } => self.client_read_done(ctx, serial, read, result),
             ReadFor::Push { to, attempt, id } => self.push_read_done(to, attempt, id, result),
-            ReadFor::Pull { to, attempt, id, offset } => self.pull_read_done(ctx, to, attempt, id, offset, result),
+            ReadFor::Pull { to, attempt, id, object, offset, len } => {
+                self.pull_read_done(ctx, (to, attempt, id), (object, offset, len), result);
+            }
         }
     }
 
@@ -280,6 +300,16 @@ impl Pg {
             ListFor::Fill { to, attempt } => self.fill_listed(to, attempt, objects),
             ListFor::Empty { attempt } => self.empty_listed(ctx, attempt, objects),
             ListFor::Purge => self.purge_listed(ctx, objects),
+            ListFor::Inspect { serial } => self.inspect_listed(ctx, serial, objects),
+        }
+    }
+
+    /// An inspection's result.
+    pub(crate) fn handle_inspected(&mut self, ctx: &mut Ctx<'_>, what: InspectFor, copies: &[BlockCopy]) {
+        self.touched = true;
+        match what {
+            InspectFor::Scrub { serial } => self.piece_inspected(ctx, serial, copies),
+            InspectFor::Repair { c, object, offset } => self.repair_inspected(c, (object, offset), copies),
         }
     }
 
@@ -300,11 +330,12 @@ impl Pg {
             self.advance_replica(ctx);
         }
         self.advance_repair(ctx);
+        self.advance_scrub(ctx);
     }
 
     /// When something is due that no event will bring.
     pub(crate) fn deadline(&self, ctx: &Ctx<'_>) -> Option<Time> {
-        self.primary_deadline(ctx)
+        self.primary_deadline(ctx).into_iter().chain(self.scrub_deadline(ctx)).min()
     }
 
     /// As this OSD sees it.
@@ -318,6 +349,8 @@ impl Pg {
             missing_blocks: self.missing.count(),
             recovering: self.recovering(),
             requests: self.requests(),
+            scrubbing: self.scrub.under_way(),
+            damaged_blocks: self.scrub.damaged(),
         }
     }
 

@@ -50,8 +50,9 @@ impl Pg {
     /// See [`Pg::start_read`].
     pub(super) fn read_again(&mut self, ctx: &mut Ctx<'_>, read: ClientRead) {
         let (object, offset, len) = (read.request.object, read.request.offset, read.request.len);
-        if self.missing.lacks(object, offset, len) {
-            self.repair.wait_for(object, offset, len, Some(read));
+        let lacking = self.missing.lacking(object, offset, len);
+        if !lacking.is_empty() {
+            self.repair.wait_for(object, &lacking, Some(read));
             return;
         }
         let Some(primary) = &mut self.primary else { return };

@@ -198,7 +198,7 @@ impl Pg {
             recovery.barrier = Some(end);
         }
         for (object, offset, len) in wanted {
-            self.repair.wait_for(object, offset, len, None);
+            self.repair.wait_for(object, &self.missing.lacking(object, offset, len), None);
         }
     }
 

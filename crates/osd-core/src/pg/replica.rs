@@ -43,6 +43,16 @@ enum Afterwards {
 }
 
 impl Replica {
+    /// The log goes on from where the primary of this attempt aligned it.
+    pub(super) fn follows(&self, attempt: u64) -> bool {
+        self.aligned && self.attempt == attempt
+    }
+
+    /// The log goes on from where some primary of the present interval aligned it.
+    pub(super) fn is_aligned(&self) -> bool {
+        self.aligned
+    }
+
     /// Another primary, or another interval: nothing it said counts any more.
     pub(super) fn forget_primary(&mut self) {
         *self = Self::default();

@@ -22,6 +22,7 @@ mod checkpoint;
 mod deferred;
 mod dirty;
 mod group;
+mod inspect;
 mod open;
 mod plan;
 mod prewrite;
@@ -179,6 +180,7 @@ impl Default for PgRow {
 enum Item {
     Write { number: u64, token: Token, transaction: Box<Transaction> },
     Read { token: Token, object: ObjectId, offset: u32, len: u32 },
+    Inspect { token: Token, object: ObjectId, offset: u32, len: u32, deep: bool },
     List { token: Token, pg: PgId, pg_count: u32, after: Option<Key>, limit: usize },
 }
 

@@ -107,6 +107,11 @@ impl Store {
                     return Err(Item::Read { token, object, offset, len });
                 }
             }
+            Item::Inspect { token, object, offset, len, deep } => {
+                if self.start_inspection(token, object, offset, len, deep).is_err() {
+                    return Err(Item::Inspect { token, object, offset, len, deep });
+                }
+            }
             Item::List { token, pg, pg_count, after, limit } => {
                 if self.start_list(token, pg, pg_count, after, limit).is_err() {
                     return Err(Item::List { token, pg, pg_count, after, limit });

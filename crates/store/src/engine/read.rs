@@ -28,10 +28,33 @@ pub(super) struct ReadRun {
     data: Vec<Option<Bytes>>,
     left: u32,
     bad: Vec<u32>,
+    /// For a scrub: the answer describes the blocks, and nobody waits for it.
+    inspection: bool,
+}
+
+/// What an object's blocks are at this moment, with the bytes that are in memory.
+pub(super) struct Seen {
+    first: u32,
+    pub(super) blocks: Vec<Block>,
+    data: Vec<Option<Bytes>>,
+}
+
+impl Seen {
+    /// The read that fetches the rest of the bytes.
+    pub(super) fn run(self, token: Token, object: ObjectId, inspection: bool) -> ReadRun {
+        let Self { first, blocks, data } = self;
+        ReadRun { token, object, first, blocks, data, left: 0, bad: Vec::new(), inspection }
+    }
 }
 
 impl Store {
     pub(super) fn start_read(&mut self, token: Token, object: ObjectId, offset: u32, len: u32) -> Result<(), Wait> {
+        let seen = self.look(object, offset, len)?;
+        self.read_from_medium(seen.run(token, object, false));
+        Ok(())
+    }
+
+    pub(super) fn look(&mut self, object: ObjectId, offset: u32, len: u32) -> Result<Seen, Wait> {
         let key = Key::new(object);
         let first = offset / BLOCK_SIZE;
         let count = (len / BLOCK_SIZE).min((MAX_SEGMENTS * SEGMENT_BLOCKS as u32).saturating_sub(first));
@@ -72,12 +95,10 @@ impl Store {
                 Some(_) => {}
             }
         }
-        let bad = Vec::new();
-        self.read_from_medium(ReadRun { token, object, first, blocks, data, left: 0, bad });
-        Ok(())
+        Ok(Seen { first, blocks, data })
     }
 
-    fn read_from_medium(&mut self, mut run: ReadRun) {
+    pub(super) fn read_from_medium(&mut self, mut run: ReadRun) {
         let id = self.number().0;
         let missing = |i: usize| run.data[i].is_none().then(|| run.blocks[i].at()).flatten();
         let mut reads: Vec<(usize, Vec<u64>)> = Vec::new();
@@ -96,11 +117,13 @@ impl Store {
         if run.left == 0 {
             return self.finish_read(run);
         }
+        let background = run.inspection;
         self.reads.insert(id, run);
         for (first, blocks) in reads {
             blocks.iter().for_each(|at| *self.pins.entry(*at).or_default() += 1);
             let (offset, len) = (blocks[0] * 4096, blocks.len() * 4096);
             self.issue(IoOp::Read { offset, len }, Purpose::Data { read: id, first, blocks });
+            self.io.back_mut().expect("it was put there").background = background;
         }
     }
 
@@ -141,6 +164,9 @@ impl Store {
             if !good {
                 run.bad.push((run.first + i as u32) * BLOCK_SIZE);
             }
+        }
+        if run.inspection {
+            return self.inspected(run.token, run.first, &run.blocks, &run.bad);
         }
         let result = if run.bad.is_empty() {
             let blocks = run.blocks.iter().map(|block| state_of(*block)).collect();

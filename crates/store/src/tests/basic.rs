@@ -220,7 +220,7 @@ fn rot_is_seen_and_named() {
 }
 
 /// The device byte at which a block with these contents lies.
-fn find(disk: &SimDisk, block: &[u8]) -> u64 {
+pub(super) fn find(disk: &SimDisk, block: &[u8]) -> u64 {
     let mut buf = vec![0; 4096];
     // Past the log, where the data has its place.
     for at in ((3 << 20)..disk.len()).step_by(4096) {

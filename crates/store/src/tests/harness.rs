@@ -135,6 +135,7 @@ impl Bench {
             Output::Persisted { token: t }
             | Output::Rejected { token: t, .. }
             | Output::Read { token: t, .. }
+            | Output::Inspected { token: t, .. }
             | Output::Listed { token: t, .. } => *t == token,
             Output::Failed { .. } => false,
         };

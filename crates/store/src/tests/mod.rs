@@ -4,6 +4,7 @@ mod basic;
 mod crash;
 mod format;
 mod harness;
+mod inspect;
 mod model;
 #[cfg(feature = "planted")]
 mod planted;

@@ -149,7 +149,7 @@ impl World {
                 }
                 Output::Rejected { reason, .. } => panic!("{reason}"),
                 Output::Read { .. } => self.bench.outputs.push(output),
-                Output::Listed { .. } | Output::Failed { .. } => {}
+                Output::Inspected { .. } | Output::Listed { .. } | Output::Failed { .. } => {}
             }
         }
     }
