@@ -1,7 +1,9 @@
 //! The gRPC door: requests in, wishes to the daemon, answers out.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
+use cairn_metrics::Outcomes;
 use cairn_proto::attach::attach_daemon_server::AttachDaemon;
 use cairn_proto::attach::{
     ExportReply, ExportRequest, Exported, InfoReply, InfoRequest, ListReply, ListRequest, RefreshReply, RefreshRequest,
@@ -37,7 +39,7 @@ impl AttachDaemon for Service {
         let span = span("export", &request_id, request.volume);
         let wish = Wish { volume: VolumeId(request.volume), exporter: request.exporter, mode, request_id };
         let daemon = self.0.clone();
-        let shown = finish(span, async move { daemon.export(wish).await }).await?;
+        let shown = finish("export", span, async move { daemon.export(wish).await }).await?;
         Ok(Response::new(ExportReply { exported: Some(shown.into()) }))
     }
 
@@ -47,7 +49,7 @@ impl AttachDaemon for Service {
         let removal = if force { Removal::Force } else { Removal::IfIdle };
         let span = span("unexport", &request_id, volume);
         let daemon = self.0.clone();
-        finish(span, async move { daemon.unexport(VolumeId(volume), removal, &request_id).await }).await?;
+        finish("unexport", span, async move { daemon.unexport(VolumeId(volume), removal, &request_id).await }).await?;
         Ok(Response::new(UnexportReply {}))
     }
 
@@ -61,19 +63,27 @@ impl AttachDaemon for Service {
         let volume = request.into_inner().volume;
         let span = span("refresh", &request_id, volume);
         let daemon = self.0.clone();
-        let shown = finish(span, async move { daemon.refresh(VolumeId(volume), &request_id).await }).await?;
+        let shown = finish("refresh", span, async move { daemon.refresh(VolumeId(volume), &request_id).await }).await?;
         Ok(Response::new(RefreshReply { exported: Some(shown.into()) }))
     }
 }
 
 /// Runs it in a task of its own, so that a caller who hangs up does not stop it half way.
-async fn finish<T, E>(span: Span, work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, Status>
+async fn finish<T, E>(
+    call: &'static str,
+    span: Span,
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, Status>
 where
     T: Send + 'static,
     E: Into<Status> + std::fmt::Display + Send + 'static,
 {
     let logged = async move {
+        let began = Instant::now();
         let outcome = work.await;
+        if let Some(calls) = calls() {
+            calls.done(call, if outcome.is_ok() { "ok" } else { "refused" }, began.elapsed());
+        }
         if let Err(error) = &outcome {
             tracing::warn!(%error, "refused");
         }
@@ -83,6 +93,12 @@ where
         Ok(outcome) => outcome,
         Err(error) => Err(Status::internal(format!("a bug in attach: {error}"))),
     }
+}
+
+/// What is counted for the metrics page, if the process has one.
+fn calls() -> Option<&'static Outcomes> {
+    static CALLS: OnceLock<Option<Outcomes>> = OnceLock::new();
+    CALLS.get_or_init(|| Outcomes::on_page("attach_calls", "Exports and unexports of volumes, by outcome")).as_ref()
 }
 
 fn span(call: &'static str, request_id: &str, volume: u64) -> Span {

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::admin::{NodeVerb, OsdVerb, PgVerb, PoolVerb, Target, VolumeVerb};
+use crate::admin::{HealthVerb, MetaVerb, NodeVerb, OsdVerb, PgVerb, PoolVerb, Target, VolumeVerb};
 use crate::failure::Outcome;
 
 /// Where a cluster lives when nothing else is said.
@@ -47,8 +47,10 @@ enum Verb {
         #[command(flatten)]
         target: Target,
     },
-    /// What is wrong, and what to do about it.
+    /// What is wrong, and what to do about it: detail, mute, unmute.
     Health {
+        #[command(subcommand)]
+        verb: Option<HealthVerb>,
         #[command(flatten)]
         target: Target,
     },
@@ -88,6 +90,14 @@ enum Verb {
         #[command(flatten)]
         role: Option<roles::OsdDaemon>,
     },
+    /// Metadata members: ls, add, remove, replace, backup, restore. Without a verb: run one.
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Meta {
+        #[command(subcommand)]
+        verb: Option<MetaVerb>,
+        #[command(flatten)]
+        role: Option<roles::MetaDaemon>,
+    },
     #[command(flatten)]
     Kube(kube::Verb),
     #[command(flatten)]
@@ -112,6 +122,7 @@ fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Role(role) => roles::run(role),
         Verb::Osd { verb: None, role: Some(role) } => roles::run_osd(role),
+        Verb::Meta { verb: None, role: Some(role) } => roles::run_meta(role),
         Verb::Supervise(options) => {
             roles::log_to_stderr();
             roles::runtime(2)?.block_on(up::supervise(options))
@@ -130,14 +141,15 @@ async fn command(verb: Verb) -> Outcome {
         Verb::Down(options) => up::down(options).await,
         Verb::Reset(options) => up::take_away(options).await,
         Verb::Status { target } => admin::status(&target).await,
-        Verb::Health { target } => admin::health(&target).await,
+        Verb::Health { verb, target } => admin::health(verb, &target).await,
         Verb::Volume { verb, target } => admin::volume(verb, &target).await,
         Verb::Pool { verb, target } => admin::pool(verb, &target).await,
         Verb::Pg { verb, target } => admin::pg(verb, &target).await,
         Verb::Node { verb, target } => admin::node(verb, &target).await,
         Verb::Osd { verb: Some(verb), .. } => admin::osd(verb).await,
+        Verb::Meta { verb: Some(verb), .. } => admin::meta(verb).await,
         Verb::Kube(verb) => kube::run(verb).await,
-        Verb::Osd { .. } | Verb::Role(_) | Verb::Supervise(_) => unreachable!("handled by `run`"),
+        Verb::Osd { .. } | Verb::Meta { .. } | Verb::Role(_) | Verb::Supervise(_) => unreachable!("handled by `run`"),
     }
 }
 
@@ -163,6 +175,15 @@ mod tests {
         let line = "cairn osd --device /d --meta h:1,h:2 --listen unix:/s --host n";
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
         assert!(matches!(cli.verb, Verb::Osd { verb: None, role: Some(_) }));
+    }
+
+    #[test]
+    fn a_metadata_member_runs_where_no_verb_is_named() {
+        let line = "cairn meta --dir d --listen h:1 --join h:2,h:3";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        assert!(matches!(cli.verb, Verb::Meta { verb: None, role: Some(_) }));
+        let cli = Cli::try_parse_from(["cairn", "meta", "replace", "2", "h:4", "--dry-run"]).unwrap();
+        assert!(matches!(cli.verb, Verb::Meta { verb: Some(MetaVerb::Replace { id: 2, dry_run: true, .. }), .. }));
     }
 
     #[test]

@@ -16,8 +16,6 @@ use crate::size;
 /// Long-running roles. `up` starts them; an operator who wants each under systemd starts them one by one.
 #[derive(Subcommand)]
 pub(crate) enum Role {
-    /// Run a metadata member.
-    Meta(Meta),
     /// Run the keeper: holds the descriptors of attached devices, so that `attach` can be restarted.
     Keeper(Keeper),
     /// Run the node's data daemon: exports volumes as block devices.
@@ -34,9 +32,21 @@ pub(crate) enum Role {
     Agent(Agent),
 }
 
+/// The page of a long-running role.
+#[derive(Args)]
+pub(crate) struct Page {
+    /// Serve metrics for Prometheus: 127.0.0.1:PORT or unix:/path. Off where not asked for.
+    #[arg(long)]
+    metrics: Option<cairn_metrics::Listen>,
+}
+
 /// Run an OSD.
 #[derive(Args)]
 pub(crate) struct OsdDaemon {
+    /// Serve metrics for Prometheus: 127.0.0.1:PORT or unix:/path. Off where not asked for.
+    // Not the flattened `Page`: clap never finds an optional struct present that has another one in it.
+    #[arg(long)]
+    metrics: Option<cairn_metrics::Listen>,
     /// Its disk: a block device, or a file that is made when it is not there.
     #[arg(long)]
     device: PathBuf,
@@ -69,11 +79,15 @@ pub(crate) struct OsdDaemon {
     inject_disk_faults: Option<PathBuf>,
 }
 
-/// Flags of a metadata member.
+/// Run a metadata member.
 #[derive(Args)]
-pub(crate) struct Meta {
-    /// Its number among the members.
+pub(crate) struct MetaDaemon {
+    /// Serve metrics for Prometheus: 127.0.0.1:PORT or unix:/path. Off where not asked for.
+    // Not the flattened `Page`: clap never finds an optional struct present that has another one in it.
     #[arg(long)]
+    metrics: Option<cairn_metrics::Listen>,
+    /// Its number among the members that a new cluster begins with; otherwise the cluster gives it one.
+    #[arg(long, default_value_t = 0)]
     id: u64,
     /// Its directory.
     #[arg(long)]
@@ -81,9 +95,18 @@ pub(crate) struct Meta {
     /// host:port of its one listener.
     #[arg(long)]
     listen: String,
-    /// Every member: 1=host:port,2=host:port,...
-    #[arg(long, value_delimiter = ',', required = true, value_parser = member)]
+    /// Every member that a new cluster begins with: 1=host:port,2=host:port,... An existing directory goes by what it knows.
+    #[arg(long, value_delimiter = ',', value_parser = member)]
     members: Vec<(u64, String)>,
+    /// Members of a living cluster that a new directory joins, instead of beginning one.
+    #[arg(long, value_delimiter = ',', conflicts_with = "members")]
+    join: Vec<String>,
+    /// With --join: take the place of this member, a dead one or one whose directory is lost.
+    #[arg(long, requires = "join", default_value_t = 0)]
+    replace: u64,
+    /// With --join: the address that the others reach it at, where that is not the one it listens on.
+    #[arg(long, requires = "join", default_value = "")]
+    advertise: String,
     /// Allow an address that is not loopback: whoever reaches it can do everything.
     #[arg(long)]
     insecure_listen: bool,
@@ -100,6 +123,8 @@ pub(crate) struct Keeper {
 /// Flags of the attach daemon.
 #[derive(Args)]
 pub(crate) struct Attach {
+    #[command(flatten)]
+    page: Page,
     /// This node's name.
     #[arg(long)]
     node: String,
@@ -120,6 +145,8 @@ pub(crate) struct Attach {
 /// Flags of the CSI driver.
 #[derive(Args)]
 pub(crate) struct Csi {
+    #[command(flatten)]
+    page: Page,
     /// Its unix socket.
     #[arg(long)]
     endpoint: PathBuf,
@@ -140,6 +167,8 @@ pub(crate) struct Csi {
 /// Flags of the API server.
 #[derive(Args)]
 pub(crate) struct Apiserver {
+    #[command(flatten)]
+    page: Page,
     /// address:port of its HTTPS listener.
     #[arg(long)]
     listen: SocketAddr,
@@ -172,6 +201,8 @@ pub(crate) struct Apiserver {
 /// Flags of the controllers.
 #[derive(Args)]
 pub(crate) struct Controllers {
+    #[command(flatten)]
+    page: Page,
     /// Credentials.
     #[arg(long)]
     kubeconfig: PathBuf,
@@ -183,6 +214,8 @@ pub(crate) struct Controllers {
 /// Flags of the scheduler.
 #[derive(Args)]
 pub(crate) struct Scheduler {
+    #[command(flatten)]
+    page: Page,
     /// Credentials.
     #[arg(long)]
     kubeconfig: PathBuf,
@@ -191,6 +224,8 @@ pub(crate) struct Scheduler {
 /// Flags of the agent.
 #[derive(Args)]
 pub(crate) struct Agent {
+    #[command(flatten)]
+    page: Page,
     /// This node's name.
     #[arg(long)]
     node: String,
@@ -259,32 +294,53 @@ pub(crate) fn run(role: Role) -> Outcome {
     log_to_stderr();
     match role {
         Role::Keeper(flags) => keeper(flags),
-        Role::Meta(flags) => serve(2, |stop| meta(flags, stop)),
-        Role::Attach(flags) => serve(2, |stop| attach(flags, stop)),
-        Role::Csi(flags) => serve(1, |stop| csi(flags, stop)),
-        Role::Apiserver(flags) => serve(2, |stop| apiserver(flags, stop)),
-        Role::Controllers(flags) => serve(1, |stop| controllers(flags, stop)),
-        Role::Scheduler(flags) => serve(1, |stop| scheduler(flags, stop)),
-        Role::Agent(flags) => serve(2, |stop| agent(flags, stop)),
+        Role::Attach(flags) => serve(2, "attach", flags.page.metrics.clone(), |stop| attach(flags, stop)),
+        Role::Csi(flags) => serve(1, "csi", flags.page.metrics.clone(), |stop| csi(flags, stop)),
+        Role::Apiserver(flags) => serve(2, "apiserver", flags.page.metrics.clone(), |stop| apiserver(flags, stop)),
+        Role::Controllers(flags) => {
+            serve(1, "controllers", flags.page.metrics.clone(), |stop| controllers(flags, stop))
+        }
+        Role::Scheduler(flags) => serve(1, "scheduler", flags.page.metrics.clone(), |stop| scheduler(flags, stop)),
+        Role::Agent(flags) => serve(2, "agent", flags.page.metrics.clone(), |stop| agent(flags, stop)),
     }
+}
+
+/// Runs a metadata member.
+pub(crate) fn run_meta(flags: MetaDaemon) -> Outcome {
+    log_to_stderr();
+    serve(2, "meta", flags.metrics.clone(), |stop| meta(flags, stop))
 }
 
 /// Runs an OSD.
 pub(crate) fn run_osd(flags: OsdDaemon) -> Outcome {
     log_to_stderr();
-    serve(1, |stop| osd(flags, stop))
+    serve(1, "osd", flags.metrics.clone(), |stop| osd(flags, stop))
 }
 
 /// A role on its runtime; SIGTERM and SIGINT cancel the token it was given.
 fn serve<F: Future<Output = Result<(), E>>, E: std::fmt::Display>(
     threads: usize,
+    name: &'static str,
+    page: Option<cairn_metrics::Listen>,
     role: impl FnOnce(CancellationToken) -> F,
 ) -> Outcome {
     let runtime = runtime(threads)?;
     let outcome = runtime.block_on(async {
         let stop = CancellationToken::new();
+        if let Some(listen) = page {
+            let metrics = cairn_metrics::Metrics::new(name);
+            cairn_metrics::install(&metrics);
+            let served = metrics.serve(listen, stop.clone());
+            // A daemon does its work without its page too.
+            tokio::spawn(async move {
+                if let Err(error) = served.await {
+                    tracing::error!("{error}");
+                }
+            });
+        }
         let signals = stop_on_signals(stop.clone()).map_err(|error| error.to_string())?;
-        let outcome = role(stop).await.map_err(|error| error.to_string());
+        let outcome = role(stop.clone()).await.map_err(|error| error.to_string());
+        stop.cancel();
         signals.abort();
         outcome
     });
@@ -309,9 +365,10 @@ fn stop_on_signals(stop: CancellationToken) -> std::io::Result<tokio::task::Join
     }))
 }
 
-async fn meta(flags: Meta, stop: CancellationToken) -> Result<(), cairn_meta::Error> {
+async fn meta(flags: MetaDaemon, stop: CancellationToken) -> Result<(), cairn_meta::Error> {
     let mut config = cairn_meta::Config::new(flags.id, flags.dir, flags.listen, flags.members);
     config.insecure_listen = flags.insecure_listen;
+    (config.join, config.replace, config.advertise) = (flags.join, flags.replace, flags.advertise);
     cairn_meta::run(config, stop).await
 }
 
@@ -408,7 +465,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 /// `1=host:port`.
-fn member(text: &str) -> Result<(u64, String), String> {
+pub(crate) fn member(text: &str) -> Result<(u64, String), String> {
     let wrong = || format!("`{text}` is not a member; write NUMBER=HOST:PORT");
     let (id, address) = text.split_once('=').ok_or_else(wrong)?;
     Ok((id.parse().map_err(|_| wrong())?, address.to_owned()))

@@ -229,6 +229,8 @@ fn next_steps(layout: &Layout, cluster: &Cluster) {
         println!("  export KUBECONFIG={}", layout.kubeconfig().display());
         println!("  kubectl get nodes          (or: cairn get nodes)");
     }
+    let page = cairn_host::roles::metrics_socket(layout, "meta-1");
+    println!("  curl --unix-socket {} http://localhost/metrics      (every role has such a page)", page.display());
     println!("  cairn down --dir {dir}       stops it, and keeps its data");
     println!("  cairn reset --dir {dir} --yes");
 }

@@ -1,10 +1,11 @@
 //! What every controller has at hand, and how the outcome of its step is told: settled, later, or failed with an event.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use cairn_events::{Recorder, Severity, reference};
+use cairn_metrics::Outcomes;
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
@@ -63,6 +64,7 @@ impl Context {
 
     /// Looks at one object.
     pub(crate) async fn look(&self, key: &Key) -> Verdict {
+        let began = Instant::now();
         let result = match key {
             Key::Claim(namespace, name) => crate::claim::look(self, namespace, name).await,
             Key::Volume(name) => crate::volume::look(self, name).await,
@@ -74,6 +76,15 @@ impl Context {
             Key::Pod(namespace, name) => crate::pod::look(self, namespace, name).await,
             Key::Namespace(name) => crate::namespace::look(self, name).await,
         };
+        if let Some(looks) = looks() {
+            let ended = match &result {
+                Ok(_) => "ok",
+                Err(obstacle) if obstacle.is_gone() => "gone",
+                Err(obstacle) if obstacle.is_conflict() => "conflict",
+                Err(_) => "failed",
+            };
+            looks.done(key.kind(), ended, began.elapsed());
+        }
         match result {
             Ok(verdict) => verdict,
             Err(obstacle) if obstacle.is_gone() => Verdict::Settled,
@@ -120,6 +131,12 @@ impl Context {
     pub(crate) fn cluster<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
         Api::all(self.client.clone())
     }
+}
+
+/// What is counted for the metrics page, if the process has one.
+fn looks() -> Option<&'static Outcomes> {
+    static LOOKS: OnceLock<Option<Outcomes>> = OnceLock::new();
+    LOOKS.get_or_init(|| Outcomes::on_page("controllers_looks", "Looks at an object, by kind and outcome")).as_ref()
 }
 
 fn sooner(one: Verdict, other: Verdict) -> Verdict {

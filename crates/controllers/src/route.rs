@@ -24,6 +24,20 @@ pub(crate) enum Key {
     Namespace(String),
 }
 
+impl Key {
+    /// What kind of object it names.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Claim(..) => "claim",
+            Self::Volume(_) => "volume",
+            Self::Attachment(_) => "attachment",
+            Self::Node(_) => "node",
+            Self::Pod(..) => "pod",
+            Self::Namespace(_) => "namespace",
+        }
+    }
+}
+
 /// A kind whose changes concern others.
 pub(crate) trait Routed {
     /// What must be looked at when this object came, changed or went.

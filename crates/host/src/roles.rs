@@ -60,6 +60,12 @@ pub fn all(layout: &Layout, cluster: &Cluster) -> Vec<Role> {
     roles
 }
 
+/// Where a role's metrics are read.
+#[must_use]
+pub fn metrics_socket(layout: &Layout, role: &str) -> PathBuf {
+    layout.socket(&format!("{role}.metrics"))
+}
+
 /// The address by which an OSD is known in the map.
 #[must_use]
 pub fn osd_address(layout: &Layout, number: u32) -> String {
@@ -74,7 +80,7 @@ fn meta(layout: &Layout, cluster: &Cluster, id: u32) -> Role {
         .with("--dir", layout.meta(id).display())
         .with("--listen", &endpoints[id as usize - 1])
         .with("--members", members.join(","));
-    args.role(format!("meta-{id}"), RoleKind::Meta)
+    args.measured_role(layout, format!("meta-{id}"), RoleKind::Meta)
 }
 
 fn osd(layout: &Layout, cluster: &Cluster, number: u32) -> Role {
@@ -84,7 +90,7 @@ fn osd(layout: &Layout, cluster: &Cluster, number: u32) -> Role {
         .with("--meta", cluster.meta_endpoints().join(","))
         .with("--listen", osd_address(layout, number))
         .with("--host", &cluster.node);
-    args.role(format!("osd-{number}"), RoleKind::Osd)
+    args.measured_role(layout, format!("osd-{number}"), RoleKind::Osd)
 }
 
 fn keeper(layout: &Layout) -> Role {
@@ -98,7 +104,7 @@ fn attach(layout: &Layout, cluster: &Cluster) -> Role {
         .with("--dir", layout.attach().display())
         .with("--keeper-socket", layout.socket("keeper").display())
         .with("--meta", cluster.meta_endpoints().join(","));
-    args.role("attach".into(), RoleKind::Attach)
+    args.measured_role(layout, "attach".into(), RoleKind::Attach)
 }
 
 fn csi(layout: &Layout, cluster: &Cluster) -> Role {
@@ -108,7 +114,7 @@ fn csi(layout: &Layout, cluster: &Cluster) -> Role {
         .with("--meta", cluster.meta_endpoints().join(","))
         .with("--attach", layout.socket("attach").display())
         .with("--registration-dir", layout.plugin_registry().display());
-    args.role("csi".into(), RoleKind::Csi)
+    args.measured_role(layout, "csi".into(), RoleKind::Csi)
 }
 
 fn apiserver(layout: &Layout, cluster: &Cluster) -> Role {
@@ -122,7 +128,7 @@ fn apiserver(layout: &Layout, cluster: &Cluster) -> Role {
         .with("--agent-ca", pki.join("ca.crt").display())
         .with("--agent-cert", pki.join("apiserver-agent.crt").display())
         .with("--agent-key", pki.join("apiserver-agent.key").display());
-    args.role("apiserver".into(), RoleKind::ApiServer)
+    args.measured_role(layout, "apiserver".into(), RoleKind::ApiServer)
 }
 
 fn containerd(layout: &Layout, cluster: &Cluster) -> Role {
@@ -134,13 +140,15 @@ fn controllers(layout: &Layout) -> Role {
     let args = Args::of("controllers")
         .with("--kubeconfig", layout.pki().join("controllers.kubeconfig").display())
         .with("--csi", layout.socket("csi").display());
-    args.role("controllers".into(), RoleKind::Client)
+    args.measured_role(layout, "controllers".into(), RoleKind::Client)
 }
 
 fn scheduler(layout: &Layout) -> Role {
-    Args::of("scheduler")
-        .with("--kubeconfig", layout.pki().join("scheduler.kubeconfig").display())
-        .role("scheduler".into(), RoleKind::Client)
+    Args::of("scheduler").with("--kubeconfig", layout.pki().join("scheduler.kubeconfig").display()).measured_role(
+        layout,
+        "scheduler".into(),
+        RoleKind::Client,
+    )
 }
 
 fn agent(layout: &Layout, cluster: &Cluster) -> Role {
@@ -157,7 +165,7 @@ fn agent(layout: &Layout, cluster: &Cluster) -> Role {
         .with("--cert", pki.join("agent.crt").display())
         .with("--key", pki.join("agent.key").display())
         .with("--client-ca", pki.join("ca.crt").display());
-    args.role("agent".into(), RoleKind::Agent)
+    args.measured_role(layout, "agent".into(), RoleKind::Agent)
 }
 
 struct Args(Vec<String>);
@@ -171,6 +179,12 @@ impl Args {
         self.0.push(flag.to_owned());
         self.0.push(value.to_string());
         self
+    }
+
+    /// Every role of ours but the keeper, which does nothing else, has a page of metrics on a socket of its own.
+    fn measured_role(self, layout: &Layout, name: String, kind: RoleKind) -> Role {
+        let socket = metrics_socket(layout, &name);
+        self.with("--metrics", format!("unix:{}", socket.display())).role(name, kind)
     }
 
     fn role(self, name: String, kind: RoleKind) -> Role {

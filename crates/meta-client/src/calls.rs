@@ -25,6 +25,10 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 const ATTACH_PATIENCE: Duration = Duration::from_secs(30);
 const ATTACH_ATTEMPT: Duration = Duration::from_secs(12);
 
+/// A leader that is to go hands over its lead first.
+const MEMBER_PATIENCE: Duration = Duration::from_secs(20);
+const MEMBER_ATTEMPT: Duration = Duration::from_secs(10);
+
 /// The pauses between attempts: the first is short, because another member may answer at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -135,7 +139,14 @@ impl MetaClient {
         list_nodes(meta::ListNodesRequest) -> meta::ListNodesReply;
     }
 
+    calls! { mutate(MEMBER_PATIENCE, MEMBER_ATTEMPT)
+        /// A change of the metadata members, or what it would be.
+        change_member(meta::ChangeMemberRequest) -> meta::ChangeMemberReply;
+    }
+
     calls! { mutate(PATIENCE, ATTEMPT)
+        /// Mutes a health check, or unmutes it.
+        mute_health(meta::MuteHealthRequest) -> meta::MuteHealthReply;
         /// A new life of an OSD.
         register_osd(meta::RegisterOsdRequest) -> meta::RegisterOsdReply;
         /// Says that an OSD does not answer, or is dead.
@@ -268,6 +279,15 @@ impl MetaClient {
         ClusterMap::try_from(update).map_err(|error| MetaError::Unreadable(error.to_string()))
     }
 
+    /// A backup of the whole metadata, piece by piece.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub async fn backup(&self) -> Result<tonic::Streaming<meta::BackupPiece>, MetaError> {
+        let call = |mut stub: Stub, request| async move { stub.backup(request).await };
+        Ok(self.attempt(PATIENCE, ATTEMPT, || meta::BackupRequest {}, call).await?)
+    }
+
     /// Tries until there is a final answer or `patience` is over. `make` is called for each attempt.
     async fn attempt<Q, P, F>(
         &self,
@@ -360,4 +380,6 @@ mutating!(
     UnpublishVolumeRequest,
     AttachRequest,
     DetachRequest,
+    ChangeMemberRequest,
+    MuteHealthRequest,
 );

@@ -1,7 +1,7 @@
 //! The members' addresses, one lazily opened channel for each, and which of them is asked next.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use cairn_proto::meta::meta_client::MetaClient as Stub;
@@ -17,10 +17,13 @@ const LARGEST_ANSWER: usize = 64 << 20;
 
 #[derive(Clone)]
 pub(crate) struct Endpoints {
-    members: Arc<Vec<Member>>,
+    /// As configured: asked last, when all whom the cluster names are gone.
+    seeds: Arc<Vec<String>>,
+    members: Arc<RwLock<Arc<Vec<Member>>>>,
     current: Arc<AtomicUsize>,
 }
 
+#[derive(Clone)]
 struct Member {
     address: String,
     channel: Channel,
@@ -37,25 +40,53 @@ impl Endpoints {
         }
         // Different processes start at different members.
         let start = std::process::id() as usize % members.len();
-        Ok(Self { members: Arc::new(members), current: Arc::new(AtomicUsize::new(start)) })
+        let seeds = Arc::new(members.iter().map(|member| member.address.clone()).collect());
+        let members = Arc::new(RwLock::new(Arc::new(members)));
+        Ok(Self { seeds, members, current: Arc::new(AtomicUsize::new(start)) })
+    }
+
+    fn members(&self) -> Arc<Vec<Member>> {
+        Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The member to ask now, with its number for [`Self::pass_over`].
     pub(crate) fn current(&self) -> (usize, Stub<Channel>) {
-        let at = self.current.load(Ordering::Relaxed) % self.members.len();
-        let stub = Stub::new(self.members[at].channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
+        let members = self.members();
+        let at = self.current.load(Ordering::Relaxed) % members.len();
+        let stub = Stub::new(members[at].channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
         (at, stub)
     }
 
     /// This member failed; the next one is asked from now on, unless somebody moved on already.
     pub(crate) fn pass_over(&self, at: usize) {
-        let next = (at + 1) % self.members.len();
+        let next = (at + 1) % self.members().len();
         let _ = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The cluster's members are these now. Whoever is being asked goes on being asked, if it is one of them.
+    pub(crate) fn learn(&self, named: Vec<String>) {
+        let before = self.members();
+        let mut addresses = named;
+        for seed in self.seeds.iter() {
+            if !addresses.contains(seed) {
+                addresses.push(seed.clone());
+            }
+        }
+        if before.iter().map(|member| &member.address).eq(addresses.iter()) {
+            return;
+        }
+        let known = |address: &String| before.iter().find(|member| member.address == *address).cloned();
+        let members: Vec<Member> =
+            addresses.iter().filter_map(|address| known(address).or_else(|| Member::new(address).ok())).collect();
+        let asked = &before[self.current.load(Ordering::Relaxed) % before.len()].address;
+        let at = members.iter().position(|member| member.address == *asked).unwrap_or(0);
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(members);
+        self.current.store(at, Ordering::Relaxed);
     }
 
     /// All of them, for messages.
     pub(crate) fn names(&self) -> String {
-        self.members.iter().map(|member| member.address.as_str()).collect::<Vec<_>>().join(", ")
+        self.members().iter().map(|member| member.address.as_str()).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -97,5 +128,15 @@ mod tests {
         endpoints.pass_over(at);
         endpoints.pass_over(at);
         assert_eq!(endpoints.current().0, (at + 1) % 3);
+    }
+
+    #[tokio::test]
+    async fn members_are_learnt_and_the_seeds_stay() {
+        let endpoints = Endpoints::new(&["127.0.0.1:1", "127.0.0.1:2"]).unwrap();
+        let asked = || endpoints.members()[endpoints.current().0].address.clone();
+        let before = asked();
+        endpoints.learn(vec!["127.0.0.1:3".to_owned(), "127.0.0.1:2".to_owned()]);
+        assert_eq!(endpoints.names(), "127.0.0.1:3, 127.0.0.1:2, 127.0.0.1:1");
+        assert_eq!(asked(), before, "nobody is asked anew for it");
     }
 }

@@ -1,19 +1,25 @@
 //! Follows the cluster map: deltas as they come, the whole map after a gap, another member when one fails.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_proto::convert::apply_update;
-use cairn_proto::meta::WatchMapRequest;
+use cairn_proto::meta::meta_client::MetaClient as Stub;
+use cairn_proto::meta::{StatusRequest, WatchMapRequest};
 use cairn_types::Epoch;
 use cairn_types::map::ClusterMap;
 use tokio::sync::watch;
+use tonic::transport::Channel;
 
 use crate::endpoints::Endpoints;
 
 /// The newest map that is known; empty, at epoch 0, until the first has arrived.
 pub type MapWatch = watch::Receiver<Arc<ClusterMap>>;
 
+/// Between looks at who the members are.
+const LEARN_EVERY: Duration = Duration::from_secs(30);
+const ASK: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
@@ -33,7 +39,10 @@ async fn follow(endpoints: Endpoints, sender: &watch::Sender<Arc<ClusterMap>>) {
     loop {
         let before = sender.borrow().epoch;
         let (at, stub) = endpoints.current();
-        let why = one_stream(stub, sender).await;
+        let why = tokio::select! {
+            why = one_stream(stub.clone(), sender) => why,
+            never = follow_members(stub, &endpoints) => match never {},
+        };
         endpoints.pass_over(at);
         tracing::debug!(why, "the map's stream ended");
         if sender.borrow().epoch > before {
@@ -44,11 +53,22 @@ async fn follow(endpoints: Endpoints, sender: &watch::Sender<Arc<ClusterMap>>) {
     }
 }
 
+/// Members come and go while the stream stands: whoever is to be asked next is learnt in time.
+async fn follow_members(mut stub: Stub<Channel>, endpoints: &Endpoints) -> Infallible {
+    loop {
+        if let Ok(Ok(status)) = tokio::time::timeout(ASK, stub.status(StatusRequest {})).await {
+            let members = status.into_inner().members.into_iter().filter(|member| !member.learner);
+            let named: Vec<String> = members.map(|member| member.address).collect();
+            if !named.is_empty() {
+                endpoints.learn(named);
+            }
+        }
+        tokio::time::sleep(LEARN_EVERY).await;
+    }
+}
+
 /// Follows one member until its stream ends; why it did.
-async fn one_stream(
-    mut stub: cairn_proto::meta::meta_client::MetaClient<tonic::transport::Channel>,
-    sender: &watch::Sender<Arc<ClusterMap>>,
-) -> String {
+async fn one_stream(mut stub: Stub<Channel>, sender: &watch::Sender<Arc<ClusterMap>>) -> String {
     let since_epoch = sender.borrow().epoch.0;
     let mut stream = match stub.watch_map(WatchMapRequest { since_epoch }).await {
         Ok(reply) => reply.into_inner(),

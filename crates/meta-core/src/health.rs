@@ -1,4 +1,5 @@
 //! Health: what is wrong, how badly, and what to do about it. Read off the map; members are the daemon's to add.
+//! The codes are Ceph's where they mean the same. What is muted is shown and does not count.
 
 use cairn_proto::meta::{HealthCheck, HealthReply};
 use cairn_types::map::{ClusterMap, FailureDomain, Osd, Pool};
@@ -13,6 +14,31 @@ const DETAILS: usize = 20;
 /// A disk operation older than this makes its OSD slow.
 const SLOW_MS: u64 = 1000;
 
+/// Every code there is, with what it means. `docs/operating/health.md` has a section on each.
+pub const CODES: &[(&str, &str)] = &[
+    ("META_CLOCK_SKEW", "the clocks of metadata members differ"),
+    ("META_DOWN", "metadata members cannot be reached"),
+    ("META_EVEN", "an even number of metadata members votes"),
+    ("META_LEARNER", "a metadata member has been added and does not vote yet"),
+    ("META_RESTORED", "the metadata came from a backup, and OSDs must say what they know"),
+    ("META_SINGLE", "one metadata member only"),
+    ("NO_OSDS", "there is no OSD"),
+    ("NO_POOLS", "there is no pool"),
+    ("OSDMAP_FLAGS", "a flag of maintenance is set"),
+    ("OSD_DOWN", "OSDs do not answer"),
+    ("OSD_FULL", "OSDs are full, and take no more writes"),
+    ("OSD_NEARFULL", "OSDs are nearly full"),
+    ("OSD_OUT", "OSDs are out of placement and still hold copies"),
+    ("PG_AVAILABILITY", "placement groups serve no I/O"),
+    ("PG_BACKFILL_FULL", "OSDs that should be filled are full"),
+    ("PG_DEGRADED", "placement groups have fewer copies than wanted"),
+    ("PG_MISPLACED", "placement groups have all copies, but not where placement wants them"),
+    ("POOL_SINGLE_HOST", "all copies of a pool lie on one host"),
+    ("POOL_TOO_FEW_DOMAINS", "a pool cannot place all its copies"),
+    ("POOL_TOO_FEW_PGS", "a pool has far fewer placement groups than it would be given today"),
+    ("SLOW_OPS", "disk operations take long"),
+];
+
 const WARN: &str = "WARN";
 const ERROR: &str = "ERROR";
 /// Worth knowing; nothing is wrong, and the cluster is healthy with it.
@@ -26,7 +52,10 @@ pub fn health(machine: &Machine) -> HealthReply {
     checks.extend(no_osds(map));
     checks.extend(no_pools(map));
     checks.extend(osds_down(map));
+    checks.extend(osds_out(map));
     checks.extend(osds_slow(machine));
+    checks.extend(restored(machine));
+    checks.extend(members(machine));
     checks.extend(osds_full(map, FULL_PERCENT, 101, "OSD_FULL", ERROR));
     checks.extend(osds_full(map, NEARFULL_PERCENT, FULL_PERCENT, "OSD_NEARFULL", WARN));
     checks.extend(pgs_inactive(map));
@@ -41,10 +70,27 @@ pub fn health(machine: &Machine) -> HealthReply {
 /// The reply of some checks: sorted, with the worst as the status. Notes alone leave it OK.
 #[must_use]
 pub fn summed_up(mut checks: Vec<HealthCheck>) -> HealthReply {
-    checks.sort_by_key(|check| (check.severity != ERROR, check.severity == NOTE, check.code.clone()));
-    let worst = checks.first().filter(|worst| worst.severity != NOTE);
+    checks.sort_by_key(|check| (check.muted, check.severity != ERROR, check.severity == NOTE, check.code.clone()));
+    let worst = checks.first().filter(|worst| worst.severity != NOTE && !worst.muted);
     let status = worst.map_or("OK", |worst| &worst.severity).to_owned();
     HealthReply { status, checks }
+}
+
+/// Marks what is muted at this time (seconds since 1970).
+pub fn mute(machine: &Machine, checks: &mut [HealthCheck], now_s: u64) {
+    for check in checks {
+        if let Some(until_s) =
+            machine.mutes.until_s.get(&check.code).filter(|until_s| **until_s == 0 || **until_s > now_s)
+        {
+            (check.muted, check.muted_until_s) = (true, *until_s);
+        }
+    }
+}
+
+/// One that is worth knowing and nothing worse.
+#[must_use]
+pub fn note(code: &str, summary: String, remedy: &str, details: Vec<String>) -> HealthCheck {
+    HealthCheck { severity: NOTE.to_owned(), ..check(code, false, summary, remedy, details) }
 }
 
 /// One check, its details cut to a bound.
@@ -56,7 +102,8 @@ pub fn check(code: &str, severe: bool, summary: String, remedy: &str, mut detail
         details.push(format!("and {rest} more"));
     }
     let severity = if severe { ERROR } else { WARN }.to_owned();
-    HealthCheck { code: code.to_owned(), severity, summary, remedy: remedy.to_owned(), details }
+    let (code, remedy) = (code.to_owned(), remedy.to_owned());
+    HealthCheck { code, severity, summary, remedy, details, ..HealthCheck::default() }
 }
 
 pub(crate) fn counted(n: usize, one: &str, many: &str) -> String {
@@ -84,13 +131,54 @@ fn osds_down(map: &ClusterMap) -> Option<HealthCheck> {
     (!down.is_empty()).then(|| check("OSD_DOWN", down.len() == map.osds.len(), summary, remedy, details))
 }
 
+/// Being out is what was asked for; what is still to move is worth knowing.
+fn osds_out(map: &ClusterMap) -> Option<HealthCheck> {
+    let copies = |osd: &Osd| map.pgs.values().filter(|pg| pg.acting.contains(&osd.id)).count();
+    let out =
+        map.osds.values().filter(|osd| !osd.placed).map(|osd| (osd, copies(osd))).filter(|(_, copies)| *copies > 0);
+    let details: Vec<String> =
+        out.map(|(osd, copies)| format!("{} still holds {copies} placement groups", osd.id)).collect();
+    let summary = format!("{} out of placement and not empty yet", counted(details.len(), "OSD", "OSDs"));
+    let remedy = "leave it running until its data has moved; cairn osd ls shows it";
+    (!details.is_empty()).then(|| note("OSD_OUT", summary, remedy, details))
+}
+
+fn restored(machine: &Machine) -> Option<HealthCheck> {
+    let awaited = machine.awaited_osds();
+    let details = awaited.iter().map(|osd| format!("{osd} has not said what its disk knows")).collect();
+    let summary = format!("the metadata came from a backup: {} awaited", counted(awaited.len(), "OSD is", "OSDs are"));
+    let remedy =
+        "start these OSDs; if one is lost for ever, restore again and name it: cairn meta restore --lost-osd ID";
+    (!awaited.is_empty()).then(|| check("META_RESTORED", true, summary, remedy, details))
+}
+
+fn members(machine: &Machine) -> Vec<HealthCheck> {
+    let all = &machine.members().members;
+    let voters = all.iter().filter(|m| !m.learner).count();
+    let mut checks = Vec::new();
+    if let Some(learner) = all.iter().find(|m| m.learner) {
+        let summary = format!("metadata member {} at {} does not vote yet", learner.id, learner.address);
+        let remedy = "start it, if it does not run: cairn meta --dir DIR --listen ADDRESS --join MEMBERS";
+        checks.push(note("META_LEARNER", summary, remedy, vec![]));
+    }
+    if voters == 1 && !machine.map.osds.is_empty() {
+        let summary = "one metadata member: nothing can be decided while it is away".to_owned();
+        let remedy = "add two on other hosts: cairn meta add ADDRESS";
+        checks.push(note("META_SINGLE", summary, remedy, vec![]));
+    } else if voters > 0 && voters.is_multiple_of(2) {
+        let summary = format!("{voters} metadata members vote: one more, or one fewer, survives as many losses");
+        checks.push(note("META_EVEN", summary, "add one: cairn meta add ADDRESS", vec![]));
+    }
+    checks
+}
+
 fn osds_slow(machine: &Machine) -> Option<HealthCheck> {
     let slow = machine.notes.iter().filter(|(id, notes)| is_up(&machine.map, **id) && notes.oldest_io_ms > SLOW_MS);
     let details: Vec<String> =
         slow.map(|(id, notes)| format!("{id}: a disk operation waits for {} ms", notes.oldest_io_ms)).collect();
     let summary = format!("{} with slow disk operations", counted(details.len(), "OSD", "OSDs"));
     let remedy = "look at the disk and what else uses it; drain the OSD if it stays slow";
-    (!details.is_empty()).then(|| check("OSD_SLOW", false, summary, remedy, details))
+    (!details.is_empty()).then(|| check("SLOW_OPS", false, summary, remedy, details))
 }
 
 fn osds_full(map: &ClusterMap, from: u64, below: u64, code: &str, severity: &str) -> Option<HealthCheck> {
@@ -121,7 +209,7 @@ fn pgs_inactive(map: &ClusterMap) -> Option<HealthCheck> {
     }
     let summary = format!("{} serving no I/O", counted(details.len(), "placement group is", "placement groups are"));
     let remedy = "bring the named OSDs back: they hold the newest data";
-    (!details.is_empty()).then(|| check("PG_INACTIVE", true, summary, remedy, details))
+    (!details.is_empty()).then(|| check("PG_AVAILABILITY", true, summary, remedy, details))
 }
 
 fn pgs_degraded(map: &ClusterMap) -> Option<HealthCheck> {
@@ -152,8 +240,7 @@ fn pools_crowded(map: &ClusterMap) -> Option<HealthCheck> {
     let one = "pool keeps all its copies on a single host";
     let summary = counted(details.len(), one, "pools keep all their copies on a single host");
     let remedy = "one lost machine loses them all: add OSDs on other hosts and use a pool with failure domain host";
-    let note = |check: HealthCheck| HealthCheck { severity: NOTE.to_owned(), ..check };
-    (!details.is_empty()).then(|| note(check("POOL_SINGLE_HOST", false, summary, remedy, details)))
+    (!details.is_empty()).then(|| note("POOL_SINGLE_HOST", summary, remedy, details))
 }
 
 fn pools_too_few_domains(map: &ClusterMap) -> Option<HealthCheck> {
@@ -167,4 +254,32 @@ fn pools_too_few_domains(map: &ClusterMap) -> Option<HealthCheck> {
     let summary = counted(details.len(), "pool cannot place all its copies", "pools cannot place all their copies");
     let remedy = "add what is missing: the placement groups are filled by themselves";
     (!details.is_empty()).then(|| check("POOL_TOO_FEW_DOMAINS", false, summary, remedy, details))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The page and the program name the same codes.
+    #[test]
+    fn every_code_has_its_section_and_every_section_its_code() {
+        let page = include_str!("../../../docs/operating/health.md");
+        let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        let codes: Vec<&str> = CODES.iter().map(|(code, _)| *code).collect();
+        assert_eq!(sections, codes);
+        let sources = [
+            include_str!("health.rs"),
+            include_str!("health_placement.rs"),
+            include_str!("../../meta/src/doors/meta.rs"),
+        ];
+        let mut raised: Vec<&str> = Vec::new();
+        for call in ["check(", "note("] {
+            let calls = sources.iter().flat_map(|source| source.split(call).skip(1));
+            raised.extend(calls.filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next()));
+        }
+        raised.extend(["OSD_FULL", "OSD_NEARFULL"]);
+        raised.sort_unstable();
+        raised.dedup();
+        assert_eq!(raised, codes, "what is raised is documented, and what is documented is raised");
+    }
 }

@@ -13,6 +13,8 @@
 //! | `d` name | `NodeRecord` |
 //! | `s` session | `SessionRecord` |
 //! | `t` session, seq | the encoded `CommandReply` |
+//! | `e` | `MembersRecord` |
+//! | `b` | `MutesRecord` |
 //! | `k` | `KvRecord` |
 //! | `c` key | the newest `KeyValue` of a living key |
 //! | `r` revision, sub | `RevisionRecord` |
@@ -25,6 +27,8 @@
 use cairn_types::{OsdId, PgId, PoolId, VolumeId};
 
 pub(crate) const CLUSTER: &[u8] = b"m";
+pub(crate) const MEMBERS: &[u8] = b"e";
+pub(crate) const MUTES: &[u8] = b"b";
 pub(crate) const KV: &[u8] = b"k";
 pub(crate) const OSDS: &[u8] = b"o";
 pub(crate) const POOLS: &[u8] = b"p";

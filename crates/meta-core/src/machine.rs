@@ -12,8 +12,9 @@ use cairn_proto::convert::uuid_from;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    ClusterRecord, Command, CommandReply, ErrorCode, InitCluster, InitClusterReply, KvRecord, MapUpdate, NodeRecord,
-    OsdRecord, Pg, Pool, RaiseClusterVersion, RaiseClusterVersionReply, Suspicion, VolumeRecord,
+    ClusterRecord, Command, CommandReply, ErrorCode, InitCluster, InitClusterReply, KvRecord, MapUpdate, MembersRecord,
+    MutesRecord, NodeRecord, OsdRecord, Pg, Pool, RaiseClusterVersion, RaiseClusterVersionReply, Suspicion,
+    VolumeRecord,
 };
 use cairn_proto::mvccpb;
 use cairn_types::map::{ClusterMap, Osd, PgConfig};
@@ -51,6 +52,8 @@ pub struct Applied {
 pub enum Event {
     /// The cluster map has a new epoch; the delta leads there from the one before.
     Map(MapUpdate),
+    /// The metadata members changed. In an entry that changes raft's configuration, this says that it counts.
+    Members(MembersRecord),
     /// The key-value half has a new revision. Each event carries the previous value, if there was one.
     Kv {
         /// The new revision.
@@ -104,6 +107,8 @@ pub struct Machine {
     pub(crate) exceptions: BTreeMap<PgId, Vec<Exception>>,
     pub(crate) kv: KvRecord,
     pub(crate) scrubs: Scrubs,
+    pub(crate) members: MembersRecord,
+    pub(crate) mutes: MutesRecord,
     sessions: Sessions,
     history: History,
 }
@@ -114,6 +119,13 @@ pub(crate) struct Turn<'a> {
     pub(crate) touched: Touched,
     pub(crate) events: Vec<Event>,
     pub(crate) now_s: u64,
+}
+
+impl<'a> Turn<'a> {
+    /// A turn on this state. Who drops it without taking its batch has only rehearsed.
+    pub(crate) fn on(state: &'a dyn StateRead) -> Self {
+        Self { state: Overlay::new(state), touched: Touched::default(), events: Vec::new(), now_s: 0 }
+    }
 }
 
 impl Machine {
@@ -144,6 +156,8 @@ impl Machine {
             exceptions: BTreeMap::new(),
             kv,
             scrubs: Scrubs::open(state)?,
+            members: record::load(state, keys::MEMBERS)?.unwrap_or_default(),
+            mutes: record::load(state, keys::MUTES)?.unwrap_or_default(),
             sessions: Sessions::open(state)?,
             history: History::default(),
         };
@@ -203,7 +217,7 @@ impl Machine {
     /// # Errors
     /// When a record of this member's own state cannot be read: the member must stop, its state is not the others'.
     pub fn apply(&mut self, state: &dyn StateRead, index: u64, command: &[u8]) -> Result<Applied, Corrupt> {
-        let mut turn = Turn { state: Overlay::new(state), touched: Touched::default(), events: Vec::new(), now_s: 0 };
+        let mut turn = Turn::on(state);
         let command = match Command::decode(command) {
             Ok(command) => command,
             Err(error) => {
@@ -276,6 +290,9 @@ impl Machine {
         Ok(match payload {
             Payload::InitCluster(_) => unreachable!("answered above"),
             Payload::RaiseClusterVersion(r) => Answer::RaiseClusterVersion(self.raise_cluster_version(r)?),
+            Payload::BeginMembers(r) => Answer::BeginMembers(self.begin_members(turn, r)?),
+            Payload::ChangeMember(r) => Answer::ChangeMember(self.change_member(turn, &r)?),
+            Payload::MuteHealth(r) => Answer::MuteHealth(self.mute_health(turn, &r)?),
             Payload::RegisterOsd(r) => Answer::RegisterOsd(self.register_osd(turn, r)?),
             Payload::OsdReports(r) => Answer::OsdReports(self.osd_reports(turn, &r)?),
             Payload::ReportDown(r) => Answer::ReportDown(self.report_down(turn, &r)?),

@@ -254,6 +254,7 @@ impl Machine {
         self.notes.remove(&id);
         turn.state.delete(crate::keys::osd(id));
         turn.touched.osds.insert(id);
+        self.await_no_longer(turn, id);
         self.place_pgs(turn);
         Ok(())
     }

@@ -68,6 +68,7 @@ impl Machine {
         let (confirmed, stands_for) = (notes.confirmed, notes.stands_for);
         *notes = OsdNotes { confirmed, stands_for, ..OsdNotes::default() };
         self.write_osd(turn, osd);
+        self.hear_memories(turn, id, &request.memories);
         self.renew_pgs(turn, id);
         if moved {
             self.place_pgs(turn);

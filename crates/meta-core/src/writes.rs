@@ -35,6 +35,11 @@ impl Machine {
     }
 
     pub(crate) fn write_pg(&mut self, turn: &mut Turn<'_>, id: PgId, pg: PgConfig) {
+        let pg = self.held_back(id, pg);
+        self.put_pg(turn, id, pg);
+    }
+
+    pub(crate) fn put_pg(&mut self, turn: &mut Turn<'_>, id: PgId, pg: PgConfig) {
         turn.touched.pgs.insert(id);
         record::store(&mut turn.state, keys::pg(id), &Pg::from((id, &pg)));
         self.map.pgs.insert(id, pg);

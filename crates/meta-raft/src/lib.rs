@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod log_view;
+pub mod membership;
 mod memory;
 mod node;
 mod reads;
@@ -16,7 +17,7 @@ pub mod suite;
 mod terms;
 
 pub use memory::{MemoryStore, manifest_of, piece_of};
-pub use node::{Node, NodeConfig, NodeError, NotTaken, Output, Role};
+pub use node::{Following, Node, NodeConfig, NodeError, NotTaken, Output, Role};
 pub use reads::Ticket;
 pub use snapshots::{SNAPSHOT_FORMAT, digest_records};
 pub use store::{Piece, Position, Store, StoreError, position_of};

@@ -7,6 +7,7 @@ use prost::Message;
 use raft::eraftpb::{Entry, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
+use crate::membership;
 use crate::store::Store;
 
 /// A [`Store`] under raft-rs.
@@ -71,14 +72,17 @@ impl<S: Store> Storage for LogView<S> {
         Ok(self.0.last().index)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        let Some(manifest) = self.0.checkpoint() else {
+    fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // One that was made before the receiver became a member would be refused by it; the next one is on its way.
+        let fit =
+            self.0.checkpoint().map(|m| (m, membership::of_manifest(m))).filter(|(_, c)| membership::names(c, to));
+        let Some((manifest, conf_state)) = fit else {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         };
         let mut snapshot = Snapshot::default();
         snapshot.mut_metadata().index = manifest.index;
         snapshot.mut_metadata().term = manifest.term;
-        snapshot.mut_metadata().set_conf_state(self.0.conf_state());
+        snapshot.mut_metadata().set_conf_state(conf_state);
         snapshot.data = manifest.encode_to_vec().into();
         Ok(snapshot)
     }

@@ -9,6 +9,7 @@ use cairn_meta_core::{Batch, MemoryState, StateRead};
 use cairn_proto::meta_raft::{Record, SnapshotManifest};
 use raft::eraftpb::{ConfState, Entry, HardState};
 
+use crate::membership;
 use crate::snapshots::{SNAPSHOT_FORMAT, digest_records};
 use crate::store::{Piece, Position, Store, StoreError, position_of};
 use crate::terms::Terms;
@@ -30,7 +31,7 @@ struct Image {
 #[derive(Clone, Debug)]
 enum Write {
     Append(Vec<Entry>, Option<HardState>),
-    Apply(Position, Batch),
+    Apply(Position, Batch, Option<ConfState>),
     Truncate(u64),
 }
 
@@ -48,9 +49,12 @@ impl Image {
                     self.hard_state = hard_state.clone();
                 }
             }
-            Write::Apply(at, batch) => {
+            Write::Apply(at, batch, conf_state) => {
                 self.state.write(batch);
                 self.applied = *at;
+                if let Some(conf_state) = conf_state {
+                    self.conf_state = conf_state.clone();
+                }
             }
             Write::Truncate(index) => {
                 let cut = index - self.terms.start().0;
@@ -194,15 +198,22 @@ impl Store for MemoryStore {
 
     fn apply(&mut self, at: Position, batch: &Batch) -> Result<(), StoreError> {
         assert_eq!(at.index, self.now.applied.index + 1, "entries are applied one after the other");
-        self.write(Write::Apply(at, batch.clone()));
+        self.write(Write::Apply(at, batch.clone(), None));
+        Ok(())
+    }
+
+    fn apply_change(&mut self, at: Position, batch: &Batch, conf_state: &ConfState) -> Result<(), StoreError> {
+        assert_eq!(at.index, self.now.applied.index + 1, "entries are applied one after the other");
+        self.write(Write::Apply(at, batch.clone(), Some(conf_state.clone())));
         Ok(())
     }
 
     fn start_checkpoint(&mut self) -> Result<(), StoreError> {
         self.sync();
         let state = Arc::new(self.now.state.clone());
-        let manifest = manifest_of(self.now.applied, state.records().map(|(k, v)| (k.as_ref(), v.as_ref())));
-        self.checkpoints.push((manifest, state));
+        let records = state.records().map(|(k, v)| (k.as_ref(), v.as_ref()));
+        let manifest = manifest_of(self.now.applied, &self.now.conf_state, records);
+        self.checkpoints.push((manifest.clone(), Arc::clone(&state)));
         let old = self.checkpoints.len().saturating_sub(KEPT_CHECKPOINTS);
         self.checkpoints.drain(..old);
         self.finished_checkpoint = Some(manifest);
@@ -233,7 +244,7 @@ impl Store for MemoryStore {
 
     fn begin_install(&mut self, manifest: &SnapshotManifest) -> Result<Option<Vec<u8>>, StoreError> {
         if self.install.as_ref().is_none_or(|i| i.manifest != *manifest) {
-            self.install = Some(Install { manifest: *manifest, records: BTreeMap::new() });
+            self.install = Some(Install { manifest: manifest.clone(), records: BTreeMap::new() });
         }
         let last = self.install.as_ref().and_then(|i| i.records.last_key_value());
         Ok(last.map(|(key, _)| key.to_vec()))
@@ -248,7 +259,8 @@ impl Store for MemoryStore {
     fn verify_install(&mut self) -> Result<bool, StoreError> {
         let Some(install) = &self.install else { return Ok(false) };
         let records = install.records.iter().map(|(k, v)| (k.as_ref(), v.as_ref()));
-        let matches = manifest_of(position_of(&install.manifest), records) == install.manifest;
+        let found = manifest_of(position_of(&install.manifest), &ConfState::default(), records);
+        let matches = SnapshotManifest { conf_state: install.manifest.conf_state.clone(), ..found } == install.manifest;
         if !matches {
             self.install = None;
         }
@@ -282,10 +294,19 @@ impl Store for MemoryStore {
     }
 }
 
-/// The manifest of a state: counts and digests all its records.
-pub fn manifest_of<'a>(at: Position, records: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> SnapshotManifest {
-    let mut manifest =
-        SnapshotManifest { format: SNAPSHOT_FORMAT, index: at.index, term: at.term, ..SnapshotManifest::default() };
+/// The manifest of a state: counts and digests all its records, and names the members as of it.
+pub fn manifest_of<'a>(
+    at: Position,
+    conf_state: &ConfState,
+    records: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> SnapshotManifest {
+    let mut manifest = SnapshotManifest {
+        format: SNAPSHOT_FORMAT,
+        index: at.index,
+        term: at.term,
+        conf_state: membership::encode(conf_state),
+        ..SnapshotManifest::default()
+    };
     for (key, value) in records {
         manifest.records += 1;
         manifest.bytes += (key.len() + value.len()) as u64;

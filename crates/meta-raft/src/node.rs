@@ -10,6 +10,7 @@
 //! It never looks at a clock and draws no random numbers but those of its seed: election timeouts too are set here,
 //! over those that raft draws for itself, so that a simulation replays.
 
+mod members;
 mod ready;
 mod transfers;
 
@@ -20,6 +21,8 @@ use cairn_proto::meta_raft::{PeerMessage, peer_message::Body};
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{RawNode, Ready, StateRole};
+
+pub use members::Following;
 
 use crate::log_view::LogView;
 use crate::reads::{Reads, Ticket};
@@ -92,6 +95,15 @@ pub enum NodeError {
         acknowledged: u64,
         /// The end of what is there.
         have: u64,
+    },
+    /// It is no member any more.
+    #[error(
+        "member {id} was removed from the cluster: its number is never used again, and its directory can be deleted; \
+         to have a member here again, start one with a new directory and --join"
+    )]
+    Removed {
+        /// Itself.
+        id: u64,
     },
     /// The log holds an entry of a kind that this version does not write.
     #[error("log entry {index} is of a kind this version does not know; start this member with a newer version")]
@@ -182,6 +194,12 @@ pub struct Node<S: Store> {
     draws: u64,
     ticks: u64,
     bytes_since_checkpoint: u64,
+    /// The newest checkpoint was made before somebody became a member, and so cannot be sent to it.
+    checkpoint_lacks_members: bool,
+    /// raft's configuration names this member, or did.
+    was_member: bool,
+    ticks_removed: u32,
+    ticks_joint: u32,
 }
 
 impl<S: Store> Node<S> {
@@ -208,8 +226,13 @@ impl<S: Store> Node<S> {
             draws: 0,
             ticks: 0,
             bytes_since_checkpoint: 0,
+            checkpoint_lacks_members: false,
+            was_member: false,
+            ticks_removed: 0,
+            ticks_joint: 0,
             config,
         };
+        node.notice_members();
         node.settle_timeout();
         if node.voters() == [node.config.id] {
             node.raw.campaign().map_err(|e| NodeError::Raft(e.to_string()))?;
@@ -230,6 +253,7 @@ impl<S: Store> Node<S> {
         self.settle_timeout();
         self.reads.tick();
         self.tick_transfers();
+        self.tick_members()?;
         self.collect_checkpoint()
     }
 

@@ -84,7 +84,7 @@ pub trait Store {
     fn term(&self, index: u64) -> Option<u64>;
     /// Term, vote and commit index as last persisted.
     fn hard_state(&self) -> HardState;
-    /// Who votes.
+    /// Who votes and who learns, as of [`Store::applied`].
     fn conf_state(&self) -> ConfState;
     /// The entries `low..high`, which are kept; the first ones of them, once `max_bytes` are reached (at least one).
     ///
@@ -114,6 +114,11 @@ pub trait Store {
     /// # Errors
     /// When the disk fails, or a read since the last call did.
     fn apply(&mut self, at: Position, batch: &Batch) -> Result<(), StoreError>;
+    /// The same, and the members that the entry leads to: all of it as one.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    fn apply_change(&mut self, at: Position, batch: &Batch, conf_state: &ConfState) -> Result<(), StoreError>;
 
     // ---- checkpoints of the state
 

@@ -160,7 +160,7 @@ impl Model {
         };
         let (at, state) = self.now().clone();
         assert_eq!(position_of(&manifest), at, "nothing was applied meanwhile");
-        assert_eq!(manifest, manifest_of(at, state.records().map(|(k, v)| (k.as_ref(), v.as_ref()))));
+        assert_eq!(manifest, manifest_of(at, &conf_state(), state.records().map(|(k, v)| (k.as_ref(), v.as_ref()))));
         self.newest_checkpoint = at.index;
         self.checkpoints.insert(at, state.clone());
         self.states = vec![(at, state)];
@@ -185,7 +185,7 @@ impl Model {
     }
 
     fn read_checkpoint(&mut self, store: &mut impl Store) {
-        let Some(manifest) = store.checkpoint().copied() else { return };
+        let Some(manifest) = store.checkpoint().cloned() else { return };
         let at = position_of(&manifest);
         let max_bytes = 1 + self.roll(500) as usize;
         let (mut after, mut records) = (None, Vec::new());
@@ -209,7 +209,7 @@ impl Model {
         let at = Position { term: self.term, index: self.last().index + 1 + self.roll(50) };
         let state: MemoryState =
             (0..self.roll(60)).map(|n| (Bytes::from(format!("key-{n:02}")), self.bytes(80))).collect();
-        let manifest = manifest_of(at, state.records().map(|(k, v)| (k.as_ref(), v.as_ref())));
+        let manifest = manifest_of(at, &conf_state(), state.records().map(|(k, v)| (k.as_ref(), v.as_ref())));
         let records = records_of(&state);
         if self.roll(3) == 0 && !records.is_empty() {
             store.begin_install(&manifest).unwrap();
@@ -230,8 +230,7 @@ impl Model {
         assert!(store.verify_install().unwrap(), "it arrived whole");
         self.compare(&store);
         let hard_state = HardState { term: self.term, vote: 2, commit: at.index, ..HardState::default() };
-        let conf_state = ConfState { voters: vec![1, 2, 3], ..ConfState::default() };
-        store.finish_install(&hard_state, &conf_state).unwrap();
+        store.finish_install(&hard_state, &conf_state()).unwrap();
         *self = Self {
             truncated: at,
             entries: Vec::new(),
@@ -246,7 +245,7 @@ impl Model {
     }
 
     fn crash<R: Rig>(&mut self, rig: &mut R, store: R::Store) -> R::Store {
-        let checkpoint = store.checkpoint().copied();
+        let checkpoint = store.checkpoint().cloned();
         let dice = self.roll(u64::MAX);
         let store = rig.crash(store, dice);
         let applied = store.applied();
@@ -287,6 +286,10 @@ impl Model {
         }
         assert_eq!(store.state().get(from.as_bytes()), state.get(from.as_bytes()));
     }
+}
+
+fn conf_state() -> ConfState {
+    ConfState { voters: vec![1, 2, 3], ..ConfState::default() }
 }
 
 fn records_of(state: &MemoryState) -> Vec<Record> {

@@ -7,14 +7,21 @@ use std::time::Duration;
 /// One metadata member.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Its number: one of those in `members`, not 0.
+    /// Its number: one of those in `members`. 0: as its directory says, or as the cluster that it joins gives it.
     pub id: u64,
     /// Its own directory; made if it is not there.
     pub dir: PathBuf,
     /// `host:port` of the one TCP listener: clients, etcd's clients and the other members.
     pub listen: String,
-    /// Every member with the address that clients and the others reach it at, itself included. One or three, or more.
+    /// The members that a new cluster begins with, each with the address that clients and the others reach it at,
+    /// itself included. What has begun goes by what it wrote down.
     pub members: Vec<(u64, String)>,
+    /// Some members of a living cluster, which a new directory joins instead of beginning one.
+    pub join: Vec<String>,
+    /// The member whose place this one takes when it joins; 0: nobody's.
+    pub replace: u64,
+    /// Where the others reach it when it joins; empty: where it listens.
+    pub advertise: String,
     /// Allows to listen on an address that is not loopback: whoever reaches it can do everything.
     pub insecure_listen: bool,
     /// Between a leader's heartbeats, and the unit of all raft time.
@@ -36,6 +43,9 @@ impl Config {
             dir,
             listen,
             members,
+            join: Vec::new(),
+            replace: 0,
+            advertise: String::new(),
             insecure_listen: false,
             heartbeat: Duration::from_millis(100),
             election: Duration::from_millis(1000),
@@ -58,13 +68,13 @@ impl Config {
     /// In words, each with what to do.
     pub fn check(&self) -> Result<SocketAddr, ConfigError> {
         let voters = self.voters();
-        if self.id == 0 || voters.contains(&0) {
+        if voters.contains(&0) {
             return Err(ConfigError::ZeroId);
         }
         if let Some(twice) = voters.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(ConfigError::Twice(twice[0]));
         }
-        if !voters.contains(&self.id) {
+        if !voters.is_empty() && !voters.contains(&self.id) {
             return Err(ConfigError::NotListed { id: self.id, members: voters });
         }
         if self.heartbeat.is_zero() || self.election < self.heartbeat * 4 {
@@ -102,6 +112,9 @@ pub enum ConfigError {
         /// As listed.
         members: Vec<u64>,
     },
+    /// A new directory, and neither a cluster to begin nor one to join.
+    #[error("a new member either begins a cluster (--members with every member) or joins one (--join HOST:PORT)")]
+    NoBeginning,
     /// Elections would start between two heartbeats.
     #[error("the election timeout {election:?} must be at least four heartbeats of {heartbeat:?}")]
     Timing {

@@ -6,17 +6,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cairn_meta_core::Event;
-use cairn_meta_raft::{NodeError, Output, Role, Ticket};
+use cairn_meta_raft::{NodeError, Output, Role, Store, Ticket, membership};
 use cairn_proto::meta::{Command, ErrorCode};
 use cairn_proto::meta_raft::PeerMessage;
 use prost::Message;
+use raft::eraftpb::ConfChangeV2;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::figures::{Counts, count};
 use crate::gateway::{Call, CallError, Gateway, Leadership, Node, Progress, Proposal, Read};
 use crate::own_session::{Name, OwnSessions};
 use crate::peers::Peers;
@@ -36,8 +39,13 @@ const TIDY_TICKS: u64 = 50;
 
 /// Something from another member.
 pub(crate) enum FromPeer {
-    Messages { from: u64, messages: Vec<PeerMessage> },
+    Messages {
+        from: u64,
+        messages: Vec<PeerMessage>,
+    },
     Unreachable(u64),
+    /// The others say that this member was removed.
+    Removed,
 }
 
 /// Whoever must hear what was applied.
@@ -65,6 +73,7 @@ pub(crate) struct Driver<A> {
     ticks: u64,
     /// Leadership changed: what waits is to be proposed again.
     renew: bool,
+    counts: Arc<Counts>,
 }
 
 /// What leads into the driver.
@@ -76,6 +85,8 @@ pub(crate) struct Inlets {
 /// A proposal that was not yet seen applied.
 struct Waiting {
     command: Vec<u8>,
+    /// What it changes in raft's configuration.
+    change: Option<ConfChangeV2>,
     own: Option<Name>,
     deadline: Instant,
     reply: oneshot::Sender<Result<Answer, CallError>>,
@@ -108,12 +119,26 @@ impl<A: Audience> Driver<A> {
             leaderless_ticks: 0,
             ticks: 0,
             renew: false,
+            counts: Arc::default(),
         };
         (driver, inlets)
     }
 
-    /// Until it is told to stop.
+    /// What it counts.
+    pub(crate) fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// Until it is told to stop, or cannot go on. A removed member writes down that it is one.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), NodeError> {
+        let ended = self.turn_after_turn(shutdown).await;
+        if let Err(NodeError::Removed { .. }) = &ended {
+            self.node.store_mut().update_member(|file| file.removed = true)?;
+        }
+        ended
+    }
+
+    async fn turn_after_turn(&mut self, shutdown: CancellationToken) -> Result<(), NodeError> {
         let mut clock = tokio::time::interval(self.heartbeat);
         // After a pause of the process time went by once, not many times.
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -154,8 +179,12 @@ impl<A: Audience> Driver<A> {
         self.ticks += 1;
         if self.ticks.is_multiple_of(TIDY_TICKS) {
             self.node.store_mut().tidy()?;
+            if cairn_metrics::installed().is_some() {
+                self.counts.db_bytes.store(self.node.store().bytes(), Ordering::Relaxed);
+            }
         }
         self.check_state()?;
+        self.peers.in_joint(self.node.is_joint());
         match self.node.role().leader {
             0 => self.leaderless_ticks = self.leaderless_ticks.saturating_add(1),
             _ => self.leaderless_ticks = 0,
@@ -176,6 +205,7 @@ impl<A: Audience> Driver<A> {
     fn hear(&mut self, input: FromPeer) -> Result<(), NodeError> {
         match input {
             FromPeer::Unreachable(member) => self.node.handle_unreachable(member),
+            FromPeer::Removed => return Err(NodeError::Removed { id: self.node.store().member().member }),
             FromPeer::Messages { from, messages } => {
                 for message in messages {
                     self.node.handle_message(from, message)?;
@@ -189,6 +219,7 @@ impl<A: Audience> Driver<A> {
         match call {
             Call::Propose(proposal) => self.take_proposal(*proposal),
             Call::Read(read) => {
+                count(&self.counts.reads);
                 let ticket = self.ticket();
                 self.node.read_index(ticket);
                 self.reads.insert(ticket, read);
@@ -213,19 +244,24 @@ impl<A: Audience> Driver<A> {
 
     fn take_proposal(&mut self, proposal: Proposal) {
         let Proposal { mut command, own_session, deadline, reply } = proposal;
+        count(&self.counts.proposals);
         let own = own_session.then(|| self.sessions.name());
         if let Some(name) = own {
             sign(&mut command, name);
         }
         let ticket = self.ticket();
-        let command = command.encode_to_vec();
-        self.proposals.insert(ticket, Waiting { command, own, deadline, reply, proposed: None, times: 0 });
+        let (change, command) = (membership::conf_change(&command), command.encode_to_vec());
+        self.proposals.insert(ticket, Waiting { command, change, own, deadline, reply, proposed: None, times: 0 });
         self.propose(ticket);
     }
 
     fn propose(&mut self, ticket: Ticket) {
         if let Some(waiting) = self.proposals.get_mut(&ticket) {
-            let taken = self.node.propose(ticket, waiting.command.clone());
+            let command = waiting.command.clone();
+            let taken = match &waiting.change {
+                Some(change) => self.node.propose_change(ticket, change, command),
+                None => self.node.propose(ticket, command),
+            };
             waiting.times += u32::from(taken.is_ok());
             waiting.proposed = taken.is_ok().then_some(0);
         }
@@ -332,6 +368,7 @@ impl<A: Audience> Driver<A> {
         match output {
             Output::Send { to, message } => self.peers.send(to, message),
             Output::Applied { ticket, applied, .. } => {
+                count(&self.counts.applied);
                 if !applied.events.is_empty() {
                     self.audience.applied(applied.events);
                 }
@@ -345,12 +382,16 @@ impl<A: Audience> Driver<A> {
                 }
             }
             Output::Role(role) => self.notice(role),
-            Output::StateReplaced { .. } => self.audience.replaced(&self.node),
+            Output::StateReplaced { .. } => {
+                count(&self.counts.snapshots_installed);
+                self.audience.replaced(&self.node);
+            }
         }
     }
 
     /// After a change of leadership nobody knows which proposals the old leader had: all are made again.
     fn notice(&mut self, role: Role) {
+        count(&self.counts.leader_changes);
         tracing::info!(leader = role.leader, term = role.term, leading = role.leading, "leadership");
         for waiting in self.proposals.values_mut() {
             waiting.proposed = None;
@@ -361,7 +402,13 @@ impl<A: Audience> Driver<A> {
     fn publish(&mut self) {
         let leadership = Leadership { role: self.node.role(), surely: self.node.leads_surely() };
         set_if_new(&self.leadership, leadership);
-        set_if_new(&self.progress, Progress { applied: self.node.applied(), last_index: self.node.last().index });
+        let progress = Progress {
+            applied: self.node.applied(),
+            last_index: self.node.last().index,
+            committed: self.node.committed(),
+            checkpoint: self.node.store().checkpoint().map_or(0, |m| m.index),
+        };
+        set_if_new(&self.progress, progress);
     }
 }
 

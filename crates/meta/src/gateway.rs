@@ -21,6 +21,8 @@ const MAX_READS: usize = 4096;
 const MAX_ASIDES: usize = 8;
 /// Bytes of one command: etcd's own limit.
 pub(crate) const MAX_COMMAND_BYTES: usize = 1536 << 10;
+/// Members that one could ever meet, learners and leaving ones included.
+pub(crate) const MOST_MEMBERS: usize = 16;
 /// No call waits longer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(8);
 
@@ -91,6 +93,9 @@ pub(crate) struct Leadership {
 pub(crate) struct Progress {
     pub(crate) applied: Position,
     pub(crate) last_index: u64,
+    pub(crate) committed: u64,
+    /// Where the newest checkpoint stands; 0: there is none.
+    pub(crate) checkpoint: u64,
 }
 
 pub(crate) struct Proposal {
@@ -158,6 +163,12 @@ impl Gateway {
     /// Follows how far it is: changes with every command.
     pub(crate) fn progresses(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
+    }
+
+    /// Proposals and reads under way.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        let (proposals, reads) = (self.proposals.available_permits(), self.reads.available_permits());
+        (MAX_PROPOSALS - proposals, MAX_READS - reads)
     }
 
     /// Has a command carried out: once if it has a session, perhaps several times if it has none.

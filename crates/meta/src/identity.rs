@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use cairn_proto::meta::MembersRecord;
 use cairn_proto::meta_raft::Hello;
 use uuid::Uuid;
 
@@ -15,12 +16,19 @@ pub(crate) const PEER_FORMAT: u32 = 1;
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) id: u64,
-    pub(crate) voters: Vec<u64>,
+    /// Where the others reach it.
+    pub(crate) address: String,
+    /// Who voted when the log began.
+    pub(crate) genesis: Vec<u64>,
     pub(crate) directory: Uuid,
     /// Nil until the cluster has a name.
     pub(crate) cluster: Uuid,
     /// The directories of the others, as met first.
     pub(crate) peers: BTreeMap<u64, Uuid>,
+    /// The members as last applied here; empty at the beginning.
+    pub(crate) members: MembersRecord,
+    /// Two configurations are in force: who leaves is still needed.
+    pub(crate) joint: bool,
 }
 
 /// What a hello means.
@@ -32,6 +40,8 @@ pub(crate) enum Verdict {
     Met { peer: u64, directory: Uuid },
     /// Never.
     Refused(String),
+    /// It was a member.
+    Removed(String),
 }
 
 impl Identity {
@@ -42,11 +52,16 @@ impl Identity {
             from: self.id,
             to,
             directory: self.directory.as_bytes().to_vec().into(),
-            members: list(&self.voters),
+            members: list(&self.genesis),
+            address: self.address.clone(),
+            lineage: self.members.lineage.clone(),
         }
     }
 
     pub(crate) fn judge(&self, hello: &Hello) -> Verdict {
+        if self.is_removed(hello.from) && self.is_ours(hello) {
+            return Verdict::Removed(format!("member {} was removed from this cluster", hello.from));
+        }
         match self.objection(hello) {
             Some(words) => Verdict::Refused(words),
             None => {
@@ -59,6 +74,19 @@ impl Identity {
         }
     }
 
+    /// It has a number that was given, and is not among the members: it never will be again.
+    pub(crate) fn is_removed(&self, id: u64) -> bool {
+        let members = &self.members;
+        let leaving = members.leaving.iter().filter(|_| self.joint);
+        let listed = members.members.iter().chain(leaving).any(|m| m.id == id);
+        id != 0 && id < members.next_id && !listed
+    }
+
+    fn is_ours(&self, hello: &Hello) -> bool {
+        let cluster = Uuid::from_slice(&hello.cluster).unwrap_or_default();
+        cluster == self.cluster && (hello.lineage.is_empty() || hello.lineage == self.members.lineage)
+    }
+
     fn objection(&self, hello: &Hello) -> Option<String> {
         let (me, peer) = (self.id, hello.from);
         if hello.format != PEER_FORMAT {
@@ -68,18 +96,17 @@ impl Identity {
                 hello.format
             ));
         }
-        if hello.to != me || peer == me || !self.voters.contains(&peer) {
+        if hello.to != me || peer == me || peer == 0 {
             return Some(format!(
-                "member {peer} calls for member {}, and this is member {me} of {}; check the addresses of the members",
+                "member {peer} calls for member {}, and this is member {me}; check the addresses of the members",
                 hello.to,
-                list(&self.voters)
             ));
         }
-        if hello.members != list(&self.voters) {
+        if hello.members != list(&self.genesis) {
             return Some(format!(
-                "member {peer} is configured with the members {}, and member {me} with {}; give both the same list",
+                "member {peer} began with the members {}, and member {me} with {}; give both the same list",
                 hello.members,
-                list(&self.voters)
+                list(&self.genesis)
             ));
         }
         let cluster = Uuid::from_slice(&hello.cluster).unwrap_or_default();
@@ -90,16 +117,30 @@ impl Identity {
                 self.cluster
             ));
         }
+        let lineage = &self.members.lineage;
+        if !hello.lineage.is_empty() && !lineage.is_empty() && hello.lineage != *lineage {
+            return Some(format!(
+                "member {peer} and member {me} are of the same cluster {cluster}, but one of them was restored from a \
+                 backup: they do not continue each other; stop the members that are not wanted any more"
+            ));
+        }
+        // Nobody but those it began with can be met before the members are known.
+        if self.cluster.is_nil() && !self.genesis.contains(&peer) {
+            return Some(format!("member {peer} is none of {}, with which this cluster began", list(&self.genesis)));
+        }
         let directory = match Uuid::from_slice(&hello.directory) {
             Ok(directory) if !directory.is_nil() => directory,
             _ => return Some(format!("member {peer} does not name its directory")),
         };
         // Before the cluster has a name nothing was promised, and a directory may still be made anew.
-        let known = self.peers.get(&peer).filter(|_| !self.cluster.is_nil())?;
-        (*known != directory).then(|| {
+        let begun = self.members.members.iter().find(|m| m.id == peer && !m.directory.is_empty());
+        let begun = begun.and_then(|m| Uuid::from_slice(&m.directory).ok());
+        let known = begun.or_else(|| self.peers.get(&peer).copied()).filter(|_| !self.cluster.is_nil())?;
+        (known != directory).then(|| {
             format!(
                 "member {peer} comes with a new directory ({directory}, known was {known}): what it had promised is \
-                 lost, and its vote could lose acknowledged writes; bring its directory back, or replace the member"
+                 lost, and its vote could lose acknowledged writes; bring its directory back, or replace it: cairn \
+                 meta replace {peer} ADDRESS"
             )
         })
     }
@@ -111,11 +152,16 @@ fn list(voters: &[u64]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use cairn_proto::meta::MemberRecord;
+
     use super::*;
 
     fn identity(id: u64) -> Identity {
         let directory = Uuid::from_u128(u128::from(id));
-        Identity { id, voters: vec![1, 2, 3], directory, cluster: Uuid::from_u128(77), peers: BTreeMap::new() }
+        let address = format!("127.0.0.1:740{id}");
+        let (cluster, peers) = (Uuid::from_u128(77), BTreeMap::new());
+        let members = MembersRecord::default();
+        Identity { id, address, genesis: vec![1, 2, 3], directory, cluster, peers, members, joint: false }
     }
 
     fn refusal(me: &Identity, hello: &Hello) -> String {
@@ -148,10 +194,43 @@ mod tests {
         let one = identity(1);
         let foreign = Identity { cluster: Uuid::from_u128(5), ..identity(2) };
         assert!(refusal(&one, &foreign.hello(1)).contains("another cluster"));
-        let other_list = Identity { voters: vec![1, 2], ..identity(2) };
+        let other_list = Identity { genesis: vec![1, 2], ..identity(2) };
         assert!(refusal(&one, &other_list.hello(1)).contains("same list"));
         assert!(refusal(&one, &identity(2).hello(3)).contains("addresses"));
+        let stranger = Identity { cluster: Uuid::nil(), ..identity(1) };
+        assert!(refusal(&stranger, &identity(9).hello(1)).contains("none of 1,2,3"));
         let newer = Hello { format: 2, ..identity(2).hello(1) };
         assert!(refusal(&one, &newer).contains("same version"));
+    }
+
+    #[test]
+    fn removed_members_and_restored_clusters_are_told_apart_from_newcomers() {
+        let member = |id| MemberRecord { id, ..MemberRecord::default() };
+        let lineage = |byte: u8| vec![byte; 16].into();
+        let members = MembersRecord {
+            members: vec![member(1), member(4)],
+            next_id: 5,
+            lineage: lineage(1),
+            ..Default::default()
+        };
+        let one = Identity { members: members.clone(), ..identity(1) };
+        assert!(matches!(one.judge(&identity(2).hello(1)), Verdict::Removed(_)));
+        assert!(matches!(one.judge(&identity(5).hello(1)), Verdict::Met { peer: 5, .. }), "newer than what is known");
+        let restored = MembersRecord { lineage: lineage(2), ..members };
+        let restored = Identity { members: restored, ..identity(4) };
+        assert!(refusal(&one, &restored.hello(1)).contains("restored from a backup"));
+        let mut leaving = one.clone();
+        leaving.members.leaving = vec![member(2)];
+        assert!(matches!(leaving.judge(&identity(2).hello(1)), Verdict::Removed(_)));
+        leaving.joint = true;
+        assert!(matches!(leaving.judge(&identity(2).hello(1)), Verdict::Met { .. }), "raft still needs it");
+    }
+
+    #[test]
+    fn a_member_that_began_with_a_directory_keeps_it() {
+        let begun = MemberRecord { id: 4, directory: vec![7; 16].into(), ..MemberRecord::default() };
+        let members = MembersRecord { members: vec![begun], next_id: 5, ..MembersRecord::default() };
+        let one = Identity { members, ..identity(1) };
+        assert!(refusal(&one, &identity(4).hello(1)).contains("new directory"));
     }
 }

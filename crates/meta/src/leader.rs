@@ -4,9 +4,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use cairn_meta_core::Refusal;
 use cairn_proto::meta::command::Payload;
+use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    Command, DownEvidence, InitCluster, LeaseExpire, OsdReports, ReportDownRequest, ReportOsdReply, ReportOsdRequest,
+    BeginMembers, ChangeMemberReply, ChangeMemberRequest, Command, DownEvidence, ErrorCode, InitCluster, LeaseExpire,
+    Member, OsdReports, ReportDownRequest, ReportOsdReply, ReportOsdRequest,
 };
 use cairn_proto::meta_raft::raft_client::RaftClient;
 use cairn_proto::meta_raft::{LeaseQuestion, LeaseTimes};
@@ -19,9 +22,11 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use crate::doors::errors;
 use crate::gateway::{CallError, DEADLINE, Gateway};
 use crate::leases::Leases;
 use crate::liveness::{Facts, Liveness};
+use crate::membership::{Step, View};
 use crate::peers::Peers;
 use crate::tend::Tended;
 
@@ -113,6 +118,101 @@ impl Leader {
         Ok(Some(ReportOsdReply { epoch: epoch.0, dead: false, scrubs }))
     }
 
+    /// A change of members, judged and carried out by the leader.
+    pub(crate) async fn change_member(&self, request: ChangeMemberRequest) -> Result<ChangeMemberReply, CallError> {
+        let here = || self.change_member_here(&request);
+        let there = |mut leader: RaftClient<Channel>| {
+            let request = request.clone();
+            async move { leader.change_member(request).await.map(|r| r.into_inner()) }
+        };
+        self.ask(here, there).await
+    }
+
+    /// The same, if this member leads.
+    pub(crate) async fn change_member_here(
+        &self,
+        request: &ChangeMemberRequest,
+    ) -> Result<Option<ChangeMemberReply>, CallError> {
+        if !self.gateway.leadership().surely {
+            return Ok(None);
+        }
+        let view = self.view().await?;
+        let change = request.change.clone();
+        let change = change.ok_or_else(|| Refusal::new(ErrorCode::InvalidArgument, "the request names no change"))?;
+        let step = match view.judge(&change) {
+            Ok(Step::Transfer { .. }) if request.dry_run => Step::Change(change),
+            Ok(step) => step,
+            // What was carried out before is answered as it was then, whatever would be said today.
+            Err(refusal) => return Err(refusal.into()),
+        };
+        match step {
+            Step::Transfer { to } => {
+                tracing::info!(to, "hands over the lead, because this member is to go");
+                self.gateway.transfer_leader(to).await?;
+                Ok(None)
+            }
+            Step::Change(change) => {
+                let request = ChangeMemberRequest { change: Some(change), ..request.clone() };
+                if request.dry_run {
+                    let rehearsed = self.gateway.query(move |machine, state| machine.rehearse_member(state, &request));
+                    return rehearsed.await.map(Some);
+                }
+                self.carry_out(request).await.map(Some)
+            }
+        }
+    }
+
+    async fn carry_out(&self, mut request: ChangeMemberRequest) -> Result<ChangeMemberReply, CallError> {
+        let mutation = request.mutation.take().unwrap_or_default();
+        let mut command = command(Payload::ChangeMember(request), mutation.request_id);
+        let answer = match mutation.session.is_empty() {
+            true => self.gateway.propose_once(command).await?,
+            false => {
+                (command.session, command.seq) = (mutation.session, mutation.seq);
+                command.acked_through = mutation.acked_through;
+                self.gateway.propose(command).await?
+            }
+        };
+        match answer {
+            Answer::ChangeMember(reply) => {
+                tracing::info!("members: {}", reply.words);
+                Ok(reply)
+            }
+            _ => Err(CallError::Stopping),
+        }
+    }
+
+    async fn view(&self) -> Result<View, CallError> {
+        let seen = self
+            .gateway
+            .look(|node| (node.machine().members().clone(), node.following(), node.last().index, node.is_changing()));
+        let (members, following, last, changing) = seen.await?;
+        let ids = members.members.iter().map(|m| m.id);
+        let reachable = ids.filter(|id| self.peers.is_reachable(*id)).collect();
+        Ok(View { leader: self.me, members, reachable, following, last, changing })
+    }
+
+    /// Members that were added vote once they have caught up; those that they replace go.
+    async fn tend_members(&self) {
+        if !View::is_unsettled(&self.peers.members()) {
+            return;
+        }
+        let Ok(view) = self.view().await else { return };
+        match view.next_step() {
+            Some(Step::Transfer { to }) => {
+                tracing::info!(to, "hands over the lead, because this member is being replaced");
+                let _ = self.gateway.transfer_leader(to).await;
+            }
+            Some(Step::Change(change)) => {
+                let request = ChangeMemberRequest { change: Some(change), ..ChangeMemberRequest::default() };
+                if let Err(error) = self.carry_out(request).await {
+                    tracing::debug!("a change of members waits: {error}");
+                }
+            }
+            None => {}
+        }
+    }
+
     /// Asks here if this member leads, else the leader, again while leadership changes.
     async fn ask<T, Here, There>(
         &self,
@@ -134,6 +234,9 @@ impl Leader {
             } else if let Some(channel) = self.peers.channel(leader) {
                 match tokio::time::timeout(ASK, there(RaftClient::new(channel))).await {
                     Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(status)) if errors::refused(&status).is_some() => {
+                        return Err(CallError::Refused(errors::refused(&status).unwrap_or_default()));
+                    }
                     Ok(Err(status)) if status.code() == Code::DataLoss => {
                         tracing::warn!(leader, "the leader could not answer: {}", status.message());
                     }
@@ -193,6 +296,13 @@ impl Leader {
             let payload = Payload::InitCluster(InitCluster { cluster: name, min_protocol: MIN_PROTOCOL });
             self.tell("name the cluster", payload).await;
         }
+        let known = self.gateway.local(|machine, _| !machine.members().members.is_empty()).await;
+        if known == Ok(false) {
+            let members = self.peers.members().into_iter().filter(|m| !m.learner);
+            let members = members.map(|m| Member { id: m.id, address: m.address, ..Member::default() }).collect();
+            let lineage = Uuid::new_v4().as_bytes().to_vec().into();
+            self.tell("write down the members", Payload::BeginMembers(BeginMembers { members, lineage })).await;
+        }
     }
 
     async fn tell(&self, what: &str, payload: Payload) -> bool {
@@ -241,6 +351,7 @@ impl Leader {
             if let Some(payload) = tended.due(&self.gateway).await {
                 self.tell("tend placement", payload).await;
             }
+            self.tend_members().await;
         }
     }
 

@@ -8,21 +8,27 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backup;
 mod config;
 pub mod disk;
 mod doors;
 mod driver;
+mod figures;
 mod gateway;
 mod identity;
+mod join;
 mod kv_hub;
 mod leader;
 mod leases;
 mod liveness;
+mod membership;
 mod own_session;
 mod peers;
 mod raft_log;
+pub mod restore;
 mod server;
 mod tend;
 
 pub use config::{Config, ConfigError};
+pub use join::JoinError;
 pub use server::{Error, run, serve};

@@ -1,14 +1,19 @@
 //! The members among themselves: one outgoing stream to each, with a bounded queue. A message that finds the queue full
 //! or the stream broken is lost, and raft repeats what matters; it is told, so that it slows down.
+//!
+//! Links come and go with the members. Whom this member does not know yet, because it lags behind the change that added
+//! it, says in its greeting where it is reached.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use cairn_proto::meta::{MemberRecord, MembersRecord};
 use cairn_proto::meta_raft::raft_client::RaftClient;
 use cairn_proto::meta_raft::{Hello, PeerFrame, PeerMessage};
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -32,145 +37,295 @@ const RETRY_LAST: Duration = Duration::from_millis(1000);
 const QUIET: Duration = Duration::from_secs(1);
 /// The largest frame that is accepted: an entry may be as large as a command, and a frame holds one at least.
 pub(crate) const MAX_FRAME_BYTES: usize = 16 << 20;
+/// Members that are known by their greeting only.
+const MOST_UNKNOWN: usize = 8;
 
-struct Peer {
+/// The way to one other member.
+struct Link {
     queue: mpsc::Sender<PeerMessage>,
     channel: Channel,
     address: String,
-    heard: Mutex<Option<Instant>>,
+    heard: Option<Instant>,
+    /// Its clock minus ours, as its last word from the queue's end told.
+    skew_ms: i64,
+    /// Ends its task; dropped with the link.
+    _end: tokio_util::sync::DropGuard,
+}
+
+/// A link whose task is to be started.
+struct NewLink {
+    to: u64,
+    channel: Channel,
+    address: String,
+    queue: mpsc::Receiver<PeerMessage>,
+    end: CancellationToken,
+}
+
+struct State {
+    identity: Identity,
+    links: BTreeMap<u64, Link>,
+    fresh: Vec<NewLink>,
+    /// Known before the members are written down: as configured, or as they were when this member began.
+    beginning: BTreeMap<u64, String>,
 }
 
 /// The other members.
 pub(crate) struct Peers {
     me: u64,
-    peers: BTreeMap<u64, Peer>,
-    identity: Mutex<Identity>,
+    state: Mutex<State>,
+    changed: Notify,
     /// Without a word for this long a member counts as not reachable.
     patience: Duration,
 }
 
-/// The receiving ends of the queues, for [`run`].
-pub(crate) type Queues = Vec<(u64, mpsc::Receiver<PeerMessage>)>;
-
 impl Peers {
-    /// # Errors
-    /// When an address cannot be parsed.
-    pub(crate) fn new(
-        identity: Identity,
-        members: &[(u64, String)],
-        patience: Duration,
-    ) -> Result<(Self, Queues), tonic::transport::Error> {
-        let (mut peers, mut queues) = (BTreeMap::new(), Vec::new());
-        for (id, address) in members.iter().filter(|(id, _)| *id != identity.id) {
-            let (queue, receiver) = mpsc::channel(QUEUE);
-            let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-                .connect_timeout(CONNECT_TIMEOUT)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(Duration::from_secs(2))
-                .keep_alive_timeout(Duration::from_secs(2));
-            let channel = endpoint.connect_lazy();
-            peers.insert(*id, Peer { queue, channel, address: address.clone(), heard: Mutex::new(None) });
-            queues.push((*id, receiver));
+    pub(crate) fn new(identity: Identity, beginning: BTreeMap<u64, String>, patience: Duration) -> Self {
+        let me = identity.id;
+        let state = State { identity, links: BTreeMap::new(), fresh: Vec::new(), beginning };
+        let peers = Self { me, state: Mutex::new(state), changed: Notify::new(), patience };
+        peers.settle(&mut peers.state());
+        peers
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing is left half done under this lock, so a panic elsewhere does not spoil what it guards.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The members are these now. The links follow in the task that tends them: connections belong to its runtime.
+    pub(crate) fn know(&self, members: MembersRecord) {
+        self.state().identity.members = members;
+        self.changed.notify_one();
+    }
+
+    /// Whether two configurations are in force.
+    pub(crate) fn in_joint(&self, joint: bool) {
+        let changed = std::mem::replace(&mut self.state().identity.joint, joint) != joint;
+        if changed {
+            self.changed.notify_one();
         }
-        Ok((Self { me: identity.id, peers, identity: Mutex::new(identity), patience }, queues))
+    }
+
+    /// Makes the links those of the members.
+    fn settle(&self, state: &mut State) {
+        let wanted: BTreeMap<u64, String> = match state.identity.members.members.is_empty() {
+            true => state.beginning.clone(),
+            false => {
+                let members = &state.identity.members;
+                let leaving = members.leaving.iter().filter(|_| state.identity.joint);
+                let all = leaving.chain(&members.members);
+                all.map(|m| (m.id, m.address.clone())).collect()
+            }
+        };
+        let next_id = state.identity.members.next_id;
+        state.links.retain(|id, link| match wanted.get(id) {
+            Some(address) => *address == link.address,
+            None => *id >= next_id,
+        });
+        for (id, address) in wanted {
+            if id != self.me && !state.links.contains_key(&id) {
+                self.open(state, id, address);
+            }
+        }
+        if let Some(mine) = state.identity.members.members.iter().find(|m| m.id == self.me) {
+            state.identity.address = mine.address.clone();
+        }
+    }
+
+    fn open(&self, state: &mut State, to: u64, address: String) {
+        let endpoint = match Endpoint::from_shared(format!("http://{address}")) {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                tracing::warn!(member = to, address, "no way to a member: {error}");
+                return;
+            }
+        };
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(2))
+            .keep_alive_timeout(Duration::from_secs(2));
+        let (channel, end) = (endpoint.connect_lazy(), CancellationToken::new());
+        let (sender, queue) = mpsc::channel(QUEUE);
+        state.fresh.push(NewLink { to, channel: channel.clone(), address: address.clone(), queue, end: end.clone() });
+        let link = Link { queue: sender, channel, address, heard: None, skew_ms: 0, _end: end.drop_guard() };
+        state.links.insert(to, link);
+        self.changed.notify_one();
     }
 
     /// Queues a message; a full queue drops it.
     pub(crate) fn send(&self, to: u64, message: PeerMessage) {
-        if let Some(peer) = self.peers.get(&to) {
-            let _ = peer.queue.try_send(message);
+        let queue = self.state().links.get(&to).map(|link| link.queue.clone());
+        if let Some(queue) = queue {
+            let _ = queue.try_send(message);
         }
     }
 
     /// A connection to a member, for calls.
     pub(crate) fn channel(&self, member: u64) -> Option<Channel> {
-        self.peers.get(&member).map(|peer| peer.channel.clone())
+        self.state().links.get(&member).map(|link| link.channel.clone())
     }
 
     pub(crate) fn heard_from(&self, member: u64) {
-        if let Some(peer) = self.peers.get(&member) {
-            *lock(&peer.heard) = Some(Instant::now());
+        if let Some(link) = self.state().links.get_mut(&member) {
+            link.heard = Some(Instant::now());
         }
+    }
+
+    /// Its clock said this when it spoke just now.
+    pub(crate) fn clock_of(&self, member: u64, now_ms: u64) {
+        if let Some(link) = self.state().links.get_mut(&member).filter(|_| now_ms != 0) {
+            link.skew_ms = now_ms as i64 - now_ms_here() as i64;
+        }
+    }
+
+    /// How far the clocks of the others are off this one's, as of their last words.
+    pub(crate) fn skews(&self) -> Vec<(u64, i64)> {
+        self.state().links.iter().map(|(id, link)| (*id, link.skew_ms)).collect()
     }
 
     /// Whether a member was heard from lately; this one always was.
     pub(crate) fn is_reachable(&self, member: u64) -> bool {
-        let lately = |peer: &Peer| lock(&peer.heard).is_some_and(|at| at.elapsed() < self.patience);
-        member == self.me || self.peers.get(&member).is_some_and(lately)
+        let lately = |link: &Link| link.heard.is_some_and(|at| at.elapsed() < self.patience);
+        member == self.me || self.state().links.get(&member).is_some_and(lately)
     }
 
     /// How many were, this one included.
     pub(crate) fn reachable(&self) -> usize {
-        1 + self.peers.keys().filter(|id| self.is_reachable(**id)).count()
+        self.members().iter().filter(|m| !m.learner && self.is_reachable(m.id)).count()
     }
 
-    /// All members, this one included.
+    /// All that vote, this one included.
     pub(crate) fn count(&self) -> usize {
-        1 + self.peers.len()
+        self.members().iter().filter(|m| !m.learner).count()
+    }
+
+    /// The members as far as they are known here.
+    pub(crate) fn members(&self) -> Vec<MemberRecord> {
+        let state = self.state();
+        match state.identity.members.members.is_empty() {
+            false => state.identity.members.members.clone(),
+            true => {
+                let named = |(id, address): (&u64, &String)| MemberRecord {
+                    id: *id,
+                    address: address.clone(),
+                    learner: !state.identity.genesis.contains(id),
+                    ..MemberRecord::default()
+                };
+                state.beginning.iter().map(named).collect()
+            }
+        }
     }
 
     pub(crate) fn hello(&self, to: u64) -> Hello {
-        lock(&self.identity).hello(to)
+        self.state().identity.hello(to)
     }
 
     /// The cluster has this name.
     pub(crate) fn name_cluster(&self, cluster: uuid::Uuid) {
-        lock(&self.identity).cluster = cluster;
+        self.state().identity.cluster = cluster;
+    }
+
+    /// Whether this member may go on speaking.
+    pub(crate) fn is_removed(&self, member: u64) -> bool {
+        self.state().identity.is_removed(member)
     }
 
     /// Whether the words of a peer are acceptable. Whom it meets for the first time it writes down.
-    pub(crate) async fn admit(&self, hello: &Hello, gateway: &Gateway) -> Result<(), String> {
-        let verdict = lock(&self.identity).judge(hello);
+    pub(crate) async fn admit(&self, hello: &Hello, gateway: &Gateway) -> Result<(), Refused> {
+        let verdict = self.state().identity.judge(hello);
         match verdict {
-            Verdict::Known => Ok(()),
-            Verdict::Refused(words) => Err(words),
+            Verdict::Known => {}
+            Verdict::Refused(words) => return Err(Refused { words, removed: false }),
+            Verdict::Removed(words) => return Err(Refused { words, removed: true }),
             Verdict::Met { peer, directory } => {
                 let saved = gateway.update_member(move |file| {
                     file.peers.insert(peer, directory);
                 });
-                saved.await.map_err(|error| error.to_string())?;
-                lock(&self.identity).peers.insert(peer, directory);
-                Ok(())
+                saved.await.map_err(|error| Refused { words: error.to_string(), removed: false })?;
+                self.state().identity.peers.insert(peer, directory);
             }
         }
+        let mut state = self.state();
+        let (from, room) = (hello.from, state.links.len() < MOST_UNKNOWN + crate::gateway::MOST_MEMBERS);
+        if room && !state.links.contains_key(&from) && !hello.address.is_empty() {
+            self.open(&mut state, from, hello.address.clone());
+        }
+        Ok(())
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Nothing is left half done under these locks, so a panic elsewhere does not spoil what they guard.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Why somebody is not listened to.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) words: String,
+    /// It was a member, and never will be again.
+    pub(crate) removed: bool,
 }
 
-/// Keeps the stream to one member alive until shutdown.
-pub(crate) async fn run(
-    peers: std::sync::Arc<Peers>,
-    to: u64,
-    mut queue: mpsc::Receiver<PeerMessage>,
+/// Keeps a stream to each member alive until shutdown.
+pub(crate) async fn tend(
+    peers: Arc<Peers>,
     gateway: Gateway,
     driver: mpsc::Sender<FromPeer>,
     shutdown: CancellationToken,
 ) {
-    let Some(peer) = peers.peers.get(&to) else { return };
-    let mut client = RaftClient::new(peer.channel.clone()).max_decoding_message_size(MAX_FRAME_BYTES);
-    let (mut pause, mut complained) = (RETRY_FIRST, String::new());
+    let mut links = JoinSet::new();
     loop {
-        let streamed = tokio::select! {
-            () = shutdown.cancelled() => return,
-            streamed = stream(&peers, to, &mut client, &mut queue, &gateway, &mut pause) => streamed,
+        let fresh = {
+            let mut state = peers.state();
+            peers.settle(&mut state);
+            std::mem::take(&mut state.fresh)
         };
-        let words = streamed.err().unwrap_or_default();
-        if words != complained {
-            tracing::warn!(member = to, address = %peer.address, "no stream to a member: {words}");
-            complained = words;
+        for link in fresh {
+            let (peers, gateway, driver) = (Arc::clone(&peers), gateway.clone(), driver.clone());
+            let (end, shutdown) = (link.end.clone(), shutdown.clone());
+            links.spawn(async move {
+                tokio::select! {
+                    () = end.cancelled() => {}
+                    () = shutdown.cancelled() => {}
+                    () = run(peers, link, gateway, driver) => {}
+                }
+            });
         }
-        // What waited is out of date by the time the stream stands again.
-        while queue.try_recv().is_ok() {}
-        let _ = driver.send(FromPeer::Unreachable(to)).await;
         tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_LAST),
+            () = shutdown.cancelled() => break,
+            () = peers.changed.notified() => {}
+            Some(_) = links.join_next() => {}
         }
     }
+    while links.join_next().await.is_some() {}
+}
+
+async fn run(peers: Arc<Peers>, mut link: NewLink, gateway: Gateway, driver: mpsc::Sender<FromPeer>) {
+    let to = link.to;
+    let mut client = RaftClient::new(link.channel.clone()).max_decoding_message_size(MAX_FRAME_BYTES);
+    let (mut pause, mut complained) = (RETRY_FIRST, String::new());
+    loop {
+        let streamed = stream(&peers, to, &mut client, &mut link.queue, &gateway, &mut pause).await;
+        let refused = streamed.err().unwrap_or(Refused { words: String::new(), removed: false });
+        if refused.words != complained {
+            tracing::warn!(member = to, address = %link.address, "no stream to a member: {}", refused.words);
+            complained = refused.words;
+        }
+        if refused.removed {
+            let _ = driver.send(FromPeer::Removed).await;
+        }
+        // What waited is out of date by the time the stream stands again.
+        while link.queue.try_recv().is_ok() {}
+        let _ = driver.send(FromPeer::Unreachable(to)).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_LAST);
+    }
+}
+
+fn now_ms_here() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn weather(words: impl Into<String>) -> Refused {
+    Refused { words: words.into(), removed: false }
 }
 
 /// One stream, until it breaks. The words say why.
@@ -181,34 +336,37 @@ async fn stream(
     queue: &mut mpsc::Receiver<PeerMessage>,
     gateway: &Gateway,
     pause: &mut Duration,
-) -> Result<(), String> {
+) -> Result<(), Refused> {
     let greeting = tokio::time::timeout(CONNECT_TIMEOUT * 2, client.greet(peers.hello(to)));
-    let welcome = greeting.await.map_err(|_| "it does not answer".to_owned())?;
-    let welcome = welcome.map_err(|status| status.message().to_owned())?.into_inner();
+    let welcome = greeting.await.map_err(|_| weather("it does not answer"))?;
+    let welcome = welcome.map_err(|status| weather(status.message()))?.into_inner();
     if !welcome.refused.is_empty() {
-        return Err(welcome.refused);
+        return Err(Refused { words: welcome.refused, removed: welcome.removed });
     }
-    peers.admit(&welcome.hello.unwrap_or_default(), gateway).await?;
+    // That the other was removed is for it to hear, not for this member.
+    let admitted = peers.admit(&welcome.hello.unwrap_or_default(), gateway).await;
+    admitted.map_err(|refused| weather(refused.words))?;
     peers.heard_from(to);
     *pause = RETRY_FIRST;
     let (frames, receiver) = mpsc::channel(FRAMES);
-    let first = PeerFrame { hello: Some(peers.hello(to)), messages: Vec::new() };
-    frames.send(first).await.map_err(|_| "the stream ended".to_owned())?;
+    let first = PeerFrame { hello: Some(peers.hello(to)), messages: Vec::new(), now_ms: now_ms_here() };
+    frames.send(first).await.map_err(|_| weather("the stream ended"))?;
     let sending = client.send(ReceiverStream::new(receiver));
     tokio::pin!(sending);
     tracing::debug!(member = to, "stream opened");
     loop {
         tokio::select! {
             ended = &mut sending => {
-                return Err(ended.err().map_or("the stream ended".to_owned(), |s| s.message().to_owned()));
+                return Err(weather(ended.err().map_or("the stream ended".to_owned(), |s| s.message().to_owned())));
             }
             frame = next_frame(queue) => {
                 let Some(frame) = frame else { return Ok(()) };
                 tokio::select! {
                     ended = &mut sending => {
-                        return Err(ended.err().map_or("the stream ended".to_owned(), |s| s.message().to_owned()));
+                        let words = ended.err().map_or("the stream ended".to_owned(), |s| s.message().to_owned());
+                        return Err(weather(words));
                     }
-                    sent = frames.send(frame) => sent.map_err(|_| "the stream ended".to_owned())?,
+                    sent = frames.send(frame) => sent.map_err(|_| weather("the stream ended"))?,
                 }
             }
         }
@@ -218,7 +376,10 @@ async fn stream(
 /// What waits in the queue, as one frame; an empty one when it is quiet for long. `None`: the member ends.
 async fn next_frame(queue: &mut mpsc::Receiver<PeerMessage>) -> Option<PeerFrame> {
     let mut frame = PeerFrame::default();
-    let Ok(first) = tokio::time::timeout(QUIET, queue.recv()).await else { return Some(frame) };
+    let Ok(first) = tokio::time::timeout(QUIET, queue.recv()).await else {
+        frame.now_ms = now_ms_here();
+        return Some(frame);
+    };
     let first = first?;
     let mut bytes = first.encoded_len();
     frame.messages.push(first);
@@ -227,5 +388,6 @@ async fn next_frame(queue: &mut mpsc::Receiver<PeerMessage>) -> Option<PeerFrame
         bytes += message.encoded_len();
         frame.messages.push(message);
     }
+    frame.now_ms = now_ms_here();
     Some(frame)
 }

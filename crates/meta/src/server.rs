@@ -1,6 +1,7 @@
 //! Puts one member together: its directory, its driver's thread, its links to the others, its doors on one listener;
 //! and takes it apart again.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use cairn_proto::etcdserverpb::kv_server::KvServer;
 use cairn_proto::etcdserverpb::lease_server::LeaseServer;
 use cairn_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use cairn_proto::etcdserverpb::watch_server::WatchServer;
+use cairn_proto::meta::MembersRecord;
 use cairn_proto::meta::meta_server::MetaServer;
 use cairn_proto::meta_raft::raft_server::RaftServer;
 use tokio::net::TcpListener;
@@ -24,7 +26,7 @@ use tonic::transport::server::TcpIncoming;
 use uuid::Uuid;
 
 use crate::config::{Config, ConfigError};
-use crate::disk::{OpenError, RocksStore};
+use crate::disk::{Beginning, MemberFile, OpenError, RocksStore};
 use crate::doors::Headers;
 use crate::doors::cluster::ClusterDoor;
 use crate::doors::kv::KvDoor;
@@ -33,13 +35,15 @@ use crate::doors::meta::MetaDoor;
 use crate::doors::raft::RaftDoor;
 use crate::doors::watch::WatchDoor;
 use crate::driver::{Audience, Driver, FromPeer, Inlets};
+use crate::figures::MemberFigures;
 use crate::gateway::{Gateway, Node};
 use crate::identity::Identity;
+use crate::join::{JoinError, join};
 use crate::kv_hub::KvHub;
 use crate::leader::Leader;
 use crate::leases::Leases;
 use crate::own_session::random;
-use crate::peers::{self, MAX_FRAME_BYTES, Peers, Queues};
+use crate::peers::{self, MAX_FRAME_BYTES, Peers};
 use crate::raft_log;
 
 /// Requests that one client connection may have under way.
@@ -62,6 +66,14 @@ pub enum Error {
         dir: std::path::PathBuf,
         /// Why.
         cause: OpenError,
+    },
+    /// The cluster did not take it.
+    #[error("{}: {cause}", dir.display())]
+    Join {
+        /// Its directory.
+        dir: std::path::PathBuf,
+        /// Why.
+        cause: JoinError,
     },
     /// The address is taken, or not this machine's.
     #[error("cannot listen on {address}: {cause}; choose a free port of this machine, or stop who has it")]
@@ -116,21 +128,51 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Cancellation
         }
         tracing::warn!(%address, "listening without authentication where other machines can reach it");
     }
+    let mut config = config;
+    let beginning = begin(&mut config).await?;
     let id = config.id;
-    let store = RocksStore::open(&config.dir, id, &config.voters())
+    let store = RocksStore::open(&config.dir, id, &beginning)
         .map_err(|cause| Error::Directory { dir: config.dir.clone(), cause })?;
+    let file = store.member();
+    let mut addresses: BTreeMap<u64, String> = config.members.iter().cloned().collect();
+    addresses.extend(file.addresses.clone());
     let identity = Identity {
         id,
-        voters: config.voters(),
-        directory: store.member().directory,
-        cluster: store.member().cluster,
-        peers: store.member().peers.clone(),
+        address: addresses.get(&id).unwrap_or(&config.listen).clone(),
+        genesis: file.genesis.clone(),
+        directory: file.directory,
+        cluster: file.cluster,
+        peers: file.peers.clone(),
+        members: MembersRecord::default(),
+        joint: false,
     };
-    let (peers, queues) = Peers::new(identity, &config.members, config.election * 4)?;
+    let peers = Peers::new(identity, addresses, config.election * 4);
     let node = cairn_meta_raft::Node::open(node_config(&config), store, raft_log::logger());
     let node = node.map_err(|cause| Error::Node { id, cause })?;
     tracing::info!(member = id, dir = %config.dir.display(), applied = node.applied().index, "metadata member starts");
-    Member::assemble(config, Arc::new(peers), node).run(queues, listener, shutdown).await
+    Member::assemble(config, Arc::new(peers), node).run(listener, shutdown).await
+}
+
+/// What a new directory begins with; an old one says by itself who it is.
+async fn begin(config: &mut Config) -> Result<Beginning, Error> {
+    let dir = config.dir.clone();
+    let known = MemberFile::load(&dir).map_err(|cause| Error::Directory { dir: dir.clone(), cause: cause.into() })?;
+    if let Some(file) = known {
+        if config.id == 0 {
+            config.id = file.member;
+        }
+        return Ok(Beginning::default());
+    }
+    if !config.join.is_empty() {
+        let (id, beginning) = join(config).await.map_err(|cause| Error::Join { dir, cause })?;
+        config.id = id;
+        return Ok(beginning);
+    }
+    if config.members.is_empty() {
+        return Err(ConfigError::NoBeginning.into());
+    }
+    let addresses = config.members.iter().cloned().collect();
+    Ok(Beginning { genesis: config.voters(), addresses, ..Beginning::default() })
 }
 
 fn node_config(config: &Config) -> NodeConfig {
@@ -148,9 +190,25 @@ struct Hubs {
     leases: Arc<Leases>,
     epoch: watch::Sender<u64>,
     cluster: watch::Sender<Uuid>,
+    peers: Arc<Peers>,
+    /// Where the members are, to be written down.
+    addresses: watch::Sender<BTreeMap<u64, String>>,
 }
 
 impl Hubs {
+    fn know(&self, members: MembersRecord) {
+        if members.members.is_empty() {
+            return;
+        }
+        let addresses = members.members.iter().map(|m| (m.id, m.address.clone())).collect();
+        self.addresses.send_if_modified(|known| {
+            let new = *known != addresses;
+            *known = addresses;
+            new
+        });
+        self.peers.know(members);
+    }
+
     fn name_cluster(&self, name: Uuid) {
         self.cluster.send_if_modified(|known| {
             let new = known.is_nil() && !name.is_nil();
@@ -173,6 +231,7 @@ impl Audience for Hubs {
                 Event::Kv { revision, events } => self.kv.publish(revision, &events),
                 Event::LeaseGranted { id, ttl_s } => self.leases.granted(id, ttl_s, Instant::now()),
                 Event::LeaseEnded { id } => self.leases.ended(id),
+                Event::Members(members) => self.know(members),
             }
         }
     }
@@ -180,6 +239,7 @@ impl Audience for Hubs {
     fn replaced(&mut self, node: &Node) {
         let machine = node.machine();
         self.name_cluster(machine.cluster().unwrap_or_default());
+        self.know(machine.members().clone());
         match kv::leases(node.state()) {
             Ok(all) => self.leases.replace(all.into_iter().map(|l| (l.id, l.ttl_s)), Instant::now()),
             Err(corrupt) => node.store().view().condemn(&corrupt.to_string()),
@@ -200,6 +260,7 @@ struct Member {
     kv: Arc<KvHub>,
     epochs: watch::Receiver<u64>,
     cluster: watch::Receiver<Uuid>,
+    addresses: watch::Receiver<BTreeMap<u64, String>>,
 }
 
 impl Member {
@@ -207,23 +268,35 @@ impl Member {
         let (epoch, epochs) = watch::channel(0);
         let (cluster, clusters) = watch::channel(node.store().member().cluster);
         let (kv, leases) = (Arc::<KvHub>::default(), Arc::<Leases>::default());
-        let hubs = Hubs { kv: Arc::clone(&kv), leases: Arc::clone(&leases), epoch, cluster };
+        let (address, addresses) = watch::channel(node.store().member().addresses.clone());
+        let hubs = Hubs {
+            kv: Arc::clone(&kv),
+            leases: Arc::clone(&leases),
+            epoch,
+            cluster,
+            peers: Arc::clone(&peers),
+            addresses: address,
+        };
         let (driver, Inlets { gateway, from_peers }) = Driver::new(node, config.heartbeat, Arc::clone(&peers), hubs);
+        if let Some(page) = cairn_metrics::installed() {
+            let (gateway, peers, counts) = (gateway.clone(), Arc::clone(&peers), driver.counts());
+            page.ask(MemberFigures { gateway, peers, counts });
+        }
         let leader = Leader::new(config.id, gateway.clone(), Arc::clone(&peers), leases);
-        Self { config, peers, gateway, leader, driver, to_driver: from_peers, kv, epochs, cluster: clusters }
+        let to_driver = from_peers;
+        Self { config, peers, gateway, leader, driver, to_driver, kv, epochs, cluster: clusters, addresses }
     }
 
-    async fn run(self, queues: Queues, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
+    async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
         let id = self.config.id;
         // Ends everything else when the driver ends, and is ended by the caller's.
         let stop = shutdown.child_token();
         let _stopped_with_me = stop.clone().drop_guard();
         let server = self.server(listener, stop.clone());
         let mut links = tokio::task::JoinSet::new();
-        for (to, queue) in queues {
-            let peers = Arc::clone(&self.peers);
-            links.spawn(peers::run(peers, to, queue, self.gateway.clone(), self.to_driver.clone(), stop.clone()));
-        }
+        let tended = peers::tend(Arc::clone(&self.peers), self.gateway.clone(), self.to_driver.clone(), stop.clone());
+        links.spawn(tended);
+        links.spawn(remember_addresses(self.addresses, self.gateway.clone(), stop.clone()));
         links.spawn(self.leader.clone().run(self.config.osd_silence, stop.clone()));
         links.spawn(remember_cluster(self.cluster, Arc::clone(&self.peers), self.gateway.clone(), stop.clone()));
         // The driver outlives the doors: calls that are open are answered before it goes.
@@ -253,7 +326,6 @@ impl Member {
         stop: CancellationToken,
     ) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + use<> {
         let (gateway, leader) = (self.gateway.clone(), self.leader.clone());
-        let members = Arc::new(self.config.members.clone());
         let headers = Headers { member: self.config.id, cluster: self.cluster.clone(), gateway: gateway.clone() };
         let kv = KvDoor { gateway: gateway.clone(), headers: headers.clone() };
         // Streams would not end by themselves: the doors end theirs when the member stops.
@@ -265,13 +337,13 @@ impl Member {
             headers: headers.clone(),
             stop: stop.clone(),
         };
-        let cluster = ClusterDoor { gateway: gateway.clone(), headers, members: Arc::clone(&members) };
+        let cluster =
+            ClusterDoor { gateway: gateway.clone(), headers, peers: Arc::clone(&self.peers), leader: leader.clone() };
         let meta = MetaDoor {
             me: self.config.id,
             gateway: gateway.clone(),
             leader: leader.clone(),
             peers: Arc::clone(&self.peers),
-            members,
             epochs: self.epochs.clone(),
             stop: stop.clone(),
         };
@@ -362,5 +434,23 @@ async fn remember_cluster(
     tokio::select! {
         () = stop.cancelled() => {}
         () = named => {}
+    }
+}
+
+/// Where the members are goes into the MEMBER file, so that they are found again whatever became of the first ones.
+async fn remember_addresses(
+    mut addresses: watch::Receiver<BTreeMap<u64, String>>,
+    gateway: Gateway,
+    stop: CancellationToken,
+) {
+    let follow = async {
+        while addresses.changed().await.is_ok() {
+            let known = addresses.borrow_and_update().clone();
+            let _ = gateway.update_member(move |file| file.addresses = known).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = follow => {}
     }
 }

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cairn_meta::Config;
-use cairn_meta::disk::RocksStore;
+use cairn_meta::disk::{Beginning, RocksStore};
 use cairn_meta_core::{Batch, Change};
 use cairn_meta_raft::{Position, Store};
 use cairn_proto::etcdserverpb::kv_client::KvClient;
@@ -34,6 +34,7 @@ fn main() {
         _ => {
             story("a store killed between two syncs keeps what was synced", a_killed_store_keeps_what_was_synced);
             story("killed members lose nothing acknowledged", killed_members_lose_nothing);
+            story("lost members are replaced while others are killed", lost_members_are_replaced);
         }
     }
 }
@@ -71,7 +72,7 @@ impl Drop for Process {
 
 /// Appends and applies for ever, and says each index only after its sync.
 fn writer(dir: &Path) {
-    let mut store = RocksStore::open(dir, 1, &VOTERS).unwrap();
+    let mut store = RocksStore::open(dir, 1, &Beginning::of(&VOTERS)).unwrap();
     // The life before may have died between an append and its apply.
     (store.applied().index + 1..=store.last().index).for_each(|index| apply(&mut store, index));
     loop {
@@ -113,7 +114,7 @@ fn a_killed_store_keeps_what_was_synced() {
         for line in lines.map_while(Result::ok) {
             known = line.parse().unwrap_or(known);
         }
-        let store = RocksStore::open(dir.path(), 1, &VOTERS).unwrap();
+        let store = RocksStore::open(dir.path(), 1, &Beginning::of(&VOTERS)).unwrap();
         let last = store.last().index;
         assert!(last >= known, "entry {known} was synced, and the log ends at {last}");
         assert!(store.hard_state().commit >= known, "so was the hard state");
@@ -139,7 +140,16 @@ fn a_killed_store_keeps_what_was_synced() {
 fn member(dir: &str, args: &[String]) {
     let id: u64 = args[0].parse().unwrap();
     let members: Vec<(u64, String)> = (1..).zip(args[1].split(',').map(str::to_owned)).collect();
-    let mut config = Config::new(id, dir.into(), members[id as usize - 1].1.clone(), members);
+    let mut config = match args.get(2) {
+        // A new one: where it listens, and whose place it takes. The others are whom it asks.
+        Some(listen) => {
+            let mut config = Config::new(0, dir.into(), listen.clone(), Vec::new());
+            config.join = members.into_iter().map(|(_, address)| address).collect();
+            config.replace = args[3].parse().unwrap();
+            config
+        }
+        None => Config::new(id, dir.into(), members[id as usize - 1].1.clone(), members),
+    };
     config.heartbeat = Duration::from_millis(50);
     config.election = config.heartbeat * 10;
     config.checkpoint_entries = 300;
@@ -173,6 +183,32 @@ impl Cluster {
         let id = (at + 1).to_string();
         let dir: PathBuf = self.dir.path().join(&id);
         Process::start(&["member", &id, &self.addresses.join(",")], &dir, Stdio::null())
+    }
+
+    /// A new member on a directory of its own at the address of the one that it replaces.
+    fn launch_instead_of(&self, at: usize) -> Process {
+        let dir = self.dir.path().join(format!("instead-of-{}", at + 1));
+        let lost = (at + 1).to_string();
+        let others: Vec<String> =
+            (0..3).filter(|other| *other != at).map(|other| self.addresses[other].clone()).collect();
+        Process::start(&["member", "0", &others.join(","), &self.addresses[at], &lost], &dir, Stdio::null())
+    }
+
+    /// Waits until these vote, as the leader says.
+    async fn voters(&self, expected: &[u64]) {
+        let deadline = Instant::now() + PATIENCE * 2;
+        loop {
+            let leader = self.leader().await;
+            if let Ok(status) = MetaClient::new(self.channel(leader)).status(StatusRequest {}).await {
+                let members = status.into_inner().members;
+                let voters: Vec<u64> = members.iter().filter(|m| !m.learner).map(|m| m.id).collect();
+                if voters == expected {
+                    return;
+                }
+                assert!(Instant::now() < deadline, "waited in vain for {expected:?}: {members:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn channel(&self, at: usize) -> Channel {
@@ -223,6 +259,46 @@ fn killed_members_lose_nothing() {
                 let found = read(&cluster, at, writer).await;
                 assert!(found >= acked, "member {} has {found} of writer {writer}, which had {acked}", at + 1);
                 assert!(found <= acked + 1, "and nothing that was never asked for");
+            }
+        }
+    });
+}
+
+/// Each in turn loses its directory for good, and is replaced at its own address while writers go on and another member
+/// is killed and comes back.
+fn lost_members_are_replaced() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut cluster = Cluster::start();
+        cluster.leader().await;
+        let stop = CancellationToken::new();
+        let writers: Vec<_> =
+            (0..4).map(|w| tokio::spawn(write_until(stop.clone(), w, cluster.addresses.clone()))).collect();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut voters = vec![1, 2, 3];
+        for lost in 0..3u64 {
+            let at = lost as usize;
+            cluster.processes[at].kill();
+            std::fs::remove_dir_all(cluster.dir.path().join((lost + 1).to_string())).unwrap();
+            cluster.processes[at] = cluster.launch_instead_of(at);
+            voters.retain(|id| *id != lost + 1);
+            voters.push(lost + 4);
+            cluster.voters(&voters).await;
+        }
+        // A new member is one like the others: kill -9, and it comes back from its own disk.
+        let victim = cluster.leader().await;
+        cluster.processes[victim].kill();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cluster.processes[victim] = cluster.launch_instead_of(victim);
+        stop.cancel();
+        cluster.leader().await;
+        for (writer, task) in writers.into_iter().enumerate() {
+            let (acked, stall) = task.await.unwrap();
+            assert!(acked > 50, "writer {writer} got on: {acked}");
+            assert!(stall < Duration::from_secs(8), "writer {writer} was held up for {stall:?}");
+            for at in 0..3 {
+                let found = read(&cluster, at, writer).await;
+                assert!(found >= acked && found <= acked + 1, "member at {at} has {found} of {writer}'s {acked}");
             }
         }
     });

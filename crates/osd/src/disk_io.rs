@@ -101,6 +101,11 @@ impl DiskIo {
         done
     }
 
+    /// Operations that are not done.
+    pub(crate) fn waiting(&self) -> usize {
+        self.started.len()
+    }
+
     /// Age of the oldest operation that is not done, in milliseconds; 0 when there is none.
     pub(crate) fn oldest_ms(&self) -> u32 {
         let oldest = self.started.values().min();

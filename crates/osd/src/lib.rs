@@ -11,6 +11,7 @@ mod carrier;
 mod control;
 mod disk_io;
 mod faults;
+mod figures;
 mod net;
 mod requests;
 mod shard;

@@ -6,6 +6,8 @@ use cairn_osd_core::{ConnId, Time};
 use cairn_types::io::{ClientReply, ClientRequest};
 use cairn_types::{PgId, TraceId};
 
+use crate::figures::{Figures, Work};
+
 /// A request that took this long is worth a line.
 const SLOW_MS: u64 = 1000;
 
@@ -17,27 +19,45 @@ struct Request {
     trace: TraceId,
     pg: PgId,
     since: Time,
+    work: Work,
 }
 
 /// By connection and sequence; a client uses one session per connection.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Requests {
     under_way: BTreeMap<(ConnId, u64), Request>,
+    figures: Option<Figures>,
 }
 
 impl Requests {
+    pub(crate) fn counted(figures: Option<Figures>) -> Self {
+        Self { figures, ..Self::default() }
+    }
+
+    pub(crate) fn figures(&self) -> Option<&Figures> {
+        self.figures.as_ref()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.under_way.len()
+    }
+
     pub(crate) fn begin(&mut self, now: Time, conn: ConnId, request: &ClientRequest) {
         tracing::debug!(trace = %request.trace, pg = %request.pg, seq = request.id.seq, "request");
         if self.under_way.len() < MOST {
-            let followed = Request { trace: request.trace, pg: request.pg, since: now };
+            let work = Work::of(&request.op);
+            let followed = Request { trace: request.trace, pg: request.pg, since: now, work };
             self.under_way.insert((conn, request.id.seq), followed);
         }
     }
 
     pub(crate) fn end(&mut self, now: Time, conn: ConnId, reply: &ClientReply) {
         let Some(request) = self.under_way.remove(&(conn, reply.id.seq)) else { return };
-        let Request { trace, pg, since } = request;
+        let Request { trace, pg, since, work } = request;
         let ms = now.ms_since(since);
+        if let Some(figures) = &self.figures {
+            figures.done(work, now.0.saturating_sub(since.0), reply.result.is_err());
+        }
         if let Err(refusal) = &reply.result {
             tracing::debug!(%trace, %pg, ms, %refusal, "refused");
         } else if ms >= SLOW_MS {

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use crate::carrier::{core_read, put_epoch, store_transaction};
 use crate::control::{Fact, Inbox, Question};
 use crate::disk_io::DiskIo;
+use crate::figures::Figures;
 use crate::net::{Arrival, Network};
 use crate::requests::Requests;
 
@@ -97,7 +98,7 @@ impl Shard {
             inbox,
             ask,
             purposes: BTreeMap::new(),
-            requests: Requests::default(),
+            requests: Requests::counted(Figures::on_page()),
             told: None,
             told_full: false,
             stopping: None,
@@ -173,6 +174,9 @@ impl Shard {
             while let Some(io) = self.store.poll_io() {
                 batch.push(io);
             }
+            if let Some(figures) = self.requests.figures().filter(|_| !batch.is_empty()) {
+                figures.submitted(&batch);
+            }
             self.disk_io.submit(batch);
             while let Some(output) = self.store.poll_output() {
                 self.handle_store(now, output)?;
@@ -201,6 +205,9 @@ impl Shard {
     fn handle_fact(&mut self, now: Time, fact: Fact) -> Result<(), Ended> {
         match fact {
             Fact::Map(map) => {
+                if let Some(figures) = self.requests.figures() {
+                    figures.follow(&map, self.own);
+                }
                 self.network.handle_peers(map.epoch, peers(&map, self.own));
                 self.core.handle_map(now, map);
             }
@@ -328,7 +335,11 @@ impl Shard {
                 self.store.request_checkpoint();
             }
             let used = usage.used.saturating_sub(usage.reclaiming);
-            self.question(Question::Disk { used, oldest_io_ms: self.disk_io.oldest_ms() });
+            let oldest_io_ms = self.disk_io.oldest_ms();
+            if let Some(figures) = self.requests.figures() {
+                figures.tell(&usage, self.requests.len(), self.disk_io.waiting(), oldest_io_ms);
+            }
+            self.question(Question::Disk { used, oldest_io_ms });
         }
     }
 

@@ -168,6 +168,7 @@ async fn register(
         device_class: config.device_class.clone(),
         capacity: opened.store.usage().capacity,
         protocol: u32::from(cairn_wire::PROTOCOL.max),
+        memories: memories(&opened),
     };
     let reply = client.register_osd(request).await?;
     let cluster =
@@ -177,6 +178,15 @@ async fn register(
     cairn_store::write_identity(disk, &mut opened.store, identity)?;
     tracing::info!(%osd, %incarnation, replayed = opened.replayed, "registered");
     Ok(Registered { opened, osd, incarnation, cluster, epoch: Epoch(reply.epoch) })
+}
+
+/// The newest configuration of each PG that the disk has seen.
+fn memories(opened: &Opened) -> Vec<meta::PgMemory> {
+    let memory = |(id, pg): (&cairn_types::PgId, &cairn_store::LoadedPg)| {
+        let (c, isr) = cairn_osd_core::remembered(&pg.attributes)?;
+        Some(meta::PgMemory { pg: Some((*id).into()), c: c.0, isr: isr.iter().map(|osd| osd.0).collect() })
+    };
+    opened.pgs.iter().filter_map(memory).collect()
 }
 
 async fn serve(

@@ -274,6 +274,7 @@ impl OsdHost {
             device_class: "ssd".into(),
             capacity: 1 << 40,
             protocol: 1,
+            ..RegisterOsdRequest::default()
         };
         caller.call(bus, Payload::RegisterOsd(request), Call::Register);
         self.caller = Some(caller);

@@ -4,6 +4,7 @@ use super::identity::{User, subject};
 use super::respond::{self, Body};
 use crate::error::ApiError;
 use crate::{Error, TlsFiles};
+use cairn_metrics::Outcomes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -15,8 +16,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -121,6 +122,12 @@ pub(crate) async fn serve<H: Handler>(
     }
 }
 
+/// What is counted for the metrics page, if the process has one. A watch counts when it begins.
+fn requests() -> Option<&'static Outcomes> {
+    static REQUESTS: OnceLock<Option<Outcomes>> = OnceLock::new();
+    REQUESTS.get_or_init(|| Outcomes::on_page("apiserver_requests", "Requests by method and status")).as_ref()
+}
+
 type Secured = tokio_rustls::server::TlsStream<TcpStream>;
 
 async fn secure(tls: TlsAcceptor, stream: TcpStream) -> std::io::Result<Secured> {
@@ -132,7 +139,14 @@ async fn connection<H: Handler>(stream: Secured, handler: Arc<H>, watcher: hyper
     let user = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(|leaf| subject(leaf));
     let service = service_fn(move |request: Request<Incoming>| {
         let (handler, user) = (handler.clone(), user.clone());
-        async move { Ok::<_, std::convert::Infallible>(handler.handle(user, request).await) }
+        async move {
+            let (method, began) = (request.method().clone(), Instant::now());
+            let response = handler.handle(user, request).await;
+            if let Some(requests) = requests() {
+                requests.done(method.as_str(), response.status().as_str(), began.elapsed());
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(Some(Duration::from_secs(30)));

@@ -1,10 +1,12 @@
 //! The administrator's verbs: what the metadata service knows, shown, and the few things an admin asks of it.
 
+mod meta;
 mod moving;
 mod node;
 mod osd;
 mod pg;
 mod pool;
+mod restore;
 mod status;
 mod verify;
 mod volume;
@@ -13,18 +15,19 @@ use std::path::PathBuf;
 
 use cairn_host::{Cluster, Layout};
 use cairn_meta_client::{MetaClient, MetaError};
-use cairn_proto::meta;
+use cairn_proto::meta as api;
 use cairn_types::map::ClusterMap;
 use clap::Args;
 
 use crate::failure::{Code, Failure};
 use crate::output::Format;
 
+pub(crate) use meta::{MetaVerb, run as meta};
 pub(crate) use node::{NodeVerb, run as node};
 pub(crate) use osd::{OsdVerb, run as osd};
 pub(crate) use pg::{PgVerb, run as pg};
 pub(crate) use pool::{PoolVerb, run as pool};
-pub(crate) use status::{health, status};
+pub(crate) use status::{HealthVerb, health, status};
 pub(crate) use volume::{VolumeVerb, run as volume};
 
 /// Which cluster, and how to print.
@@ -75,12 +78,12 @@ impl Metadata {
         Self::at(&cluster.meta_endpoints())
     }
 
-    pub(crate) async fn status(&self) -> Result<meta::StatusReply, Failure> {
-        Ok(self.0.status(meta::StatusRequest {}).await?)
+    pub(crate) async fn status(&self) -> Result<api::StatusReply, Failure> {
+        Ok(self.0.status(api::StatusRequest {}).await?)
     }
 
-    pub(crate) async fn health(&self) -> Result<meta::HealthReply, Failure> {
-        Ok(self.0.health(meta::HealthRequest {}).await?)
+    pub(crate) async fn health(&self) -> Result<api::HealthReply, Failure> {
+        Ok(self.0.health(api::HealthRequest {}).await?)
     }
 
     pub(crate) async fn map(&self) -> Result<ClusterMap, Failure> {
@@ -89,11 +92,11 @@ impl Metadata {
 
     /// The pool that a new cluster on one host starts with, unless there is a pool already. Whether it was made.
     pub(crate) async fn create_default_pool(&self, osds: u32) -> Result<bool, Failure> {
-        if !self.0.list_pools(meta::ListPoolsRequest {}).await?.pools.is_empty() {
+        if !self.0.list_pools(api::ListPoolsRequest {}).await?.pools.is_empty() {
             return Ok(false);
         }
         let size = osds.min(3);
-        let pool = meta::Pool {
+        let pool = api::Pool {
             name: "default".into(),
             size,
             min_size: if size == 1 { 1 } else { size - 1 },
@@ -101,7 +104,7 @@ impl Metadata {
             ..Default::default()
         };
         let request =
-            meta::CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false, expected_osds: 0 };
+            api::CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false, expected_osds: 0 };
         self.0.create_pool(request).await?;
         Ok(true)
     }

@@ -1,13 +1,14 @@
 //! One `Ready` of raft, in the order that makes it safe: the leader's messages leave, what is committed is applied, the
 //! rest is persisted in one batch, then everybody else's messages leave, and what became committed by that is applied.
 
-use cairn_meta_core::Batch;
+use cairn_meta_core::{Batch, Event};
 use cairn_proto::meta_raft::{PeerMessage, peer_message::Body};
 use protobuf::Message as _;
-use raft::eraftpb::{Entry, EntryType, Message};
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message};
 use raft::{Ready, StateRole};
 
 use super::{Node, NodeError, Output, Role, Stage};
+use crate::membership;
 use crate::store::{Position, Store};
 
 impl<S: Store> Node<S> {
@@ -47,8 +48,10 @@ impl<S: Store> Node<S> {
 
     pub(super) fn apply(&mut self, entry: &Entry) -> Result<(), NodeError> {
         let at = Position { term: entry.term, index: entry.index };
-        if entry.get_entry_type() != EntryType::EntryNormal {
-            return Err(NodeError::UnknownEntry { index: entry.index });
+        match entry.get_entry_type() {
+            EntryType::EntryNormal => {}
+            EntryType::EntryConfChangeV2 => return self.apply_change(entry, at),
+            EntryType::EntryConfChange => return Err(NodeError::UnknownEntry { index: entry.index }),
         }
         self.bytes_since_checkpoint += entry.data.len() as u64;
         let store = self.raw.mut_store().store_mut();
@@ -57,6 +60,42 @@ impl<S: Store> Node<S> {
         } else {
             let applied = self.machine.apply(store.state(), at.index, &entry.data)?;
             store.apply(at, &applied.batch)?;
+            let ticket = self.ticket_of(entry);
+            self.outputs.push_back(Output::Applied { at, ticket, applied });
+        }
+        self.release_reads();
+        Ok(())
+    }
+
+    /// An entry that changes who is a member. The command in it decides whether it counts; a change without a command
+    /// ends a joint configuration.
+    fn apply_change(&mut self, entry: &Entry, at: Position) -> Result<(), NodeError> {
+        let unknown = |_| NodeError::UnknownEntry { index: entry.index };
+        let change = ConfChangeV2::parse_from_bytes(&entry.data).map_err(unknown)?;
+        let joint = membership::is_joint(&self.store().conf_state());
+        let applied = match change.context.is_empty() {
+            true => None,
+            false => {
+                let state = self.raw.store().store().state();
+                Some(self.machine.apply(state, at.index, &change.context)?)
+            }
+        };
+        let counts = match &applied {
+            Some(applied) => applied.events.iter().any(|event| matches!(event, Event::Members(_))),
+            None => joint && change.changes.is_empty(),
+        };
+        let nothing = Batch::default();
+        let batch = applied.as_ref().map_or(&nothing, |applied| &applied.batch);
+        if counts {
+            let conf_state = self.raw.apply_conf_change(&change).map_err(|e| NodeError::Raft(e.to_string()))?;
+            let conf_state = membership::ordered(conf_state);
+            slog::info!(self.logger, "the members changed"; "index" => at.index, "now" => ?conf_state);
+            self.raw.mut_store().store_mut().apply_change(at, batch, &conf_state)?;
+            self.notice_members();
+        } else {
+            self.raw.mut_store().store_mut().apply(at, batch)?;
+        }
+        if let Some(applied) = applied {
             let ticket = self.ticket_of(entry);
             self.outputs.push_back(Output::Applied { at, ticket, applied });
         }

@@ -7,6 +7,7 @@ use raft::eraftpb::{HardState, Message};
 use raft::{Ready, SnapshotStatus, StateRole};
 
 use super::{Node, NodeError, Output, PATIENCE_WITH_RECEIVERS};
+use crate::membership;
 use crate::snapshots::{Incoming, Quiet, SNAPSHOT_FORMAT, digest_of};
 use crate::store::{Position, Store, StoreError};
 use cairn_meta_core::Machine;
@@ -20,7 +21,8 @@ impl<S: Store> Node<S> {
         // Who is being sent a snapshot needs it to the end, and the log after it: a new checkpoint waits, within bounds.
         let patience = if self.outgoing.is_active() { PATIENCE_WITH_RECEIVERS } else { 1 };
         let due = entries >= self.config.checkpoint_entries.saturating_mul(patience)
-            || bytes >= self.config.checkpoint_bytes.saturating_mul(patience);
+            || bytes >= self.config.checkpoint_bytes.saturating_mul(patience)
+            || self.checkpoint_lacks_members;
         if due && !self.store().checkpoint_running() {
             self.bytes_since_checkpoint = 0;
             self.raw.mut_store().store_mut().start_checkpoint()?;
@@ -31,6 +33,7 @@ impl<S: Store> Node<S> {
 
     pub(super) fn collect_checkpoint(&mut self) -> Result<(), NodeError> {
         if let Some(manifest) = self.raw.mut_store().store_mut().poll_checkpoint()? {
+            self.notice_members();
             let keep_from = self.applied().index.saturating_sub(self.config.keep_entries);
             let through = manifest.index.min(keep_from);
             if through > self.store().truncated().index {
@@ -155,11 +158,12 @@ impl<S: Store> Node<S> {
         let metadata = ready.snapshot().get_metadata();
         let hard_state: HardState = ready.hs().cloned().unwrap_or_else(|| self.raw.raft.hard_state());
         let store = self.raw.mut_store().store_mut();
-        store.finish_install(&hard_state, metadata.get_conf_state())?;
+        store.finish_install(&hard_state, &membership::ordered(metadata.get_conf_state().clone()))?;
         self.machine = Machine::open(store.state())?;
         self.bytes_since_checkpoint = 0;
         let at = Position { term: metadata.term, index: metadata.index };
         assert_eq!(store.applied(), at, "the installed state is the one that raft was told of");
+        self.notice_members();
         self.outputs.push_back(Output::StateReplaced { at });
         Ok(())
     }

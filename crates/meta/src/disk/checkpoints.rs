@@ -10,7 +10,7 @@ use cairn_proto::meta_raft::SnapshotManifest;
 use prost::Message;
 use rocksdb::DB;
 
-use super::database::{self, APPLIED, corrupt_record, damaged};
+use super::database::{self, APPLIED, CONF, corrupt_record, damaged};
 use super::{io, replace_file, sync_dir};
 
 const PREFIX: &str = "checkpoint-";
@@ -42,7 +42,14 @@ impl Checkpoints {
             if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
                 continue;
             }
-            match load_manifest(&entry.path())? {
+            let manifest = match load_manifest(&entry.path()) {
+                Err(damage @ StoreError::Corrupt { .. }) => {
+                    tracing::warn!("a checkpoint is damaged, and made anew from the state: {damage}");
+                    None
+                }
+                manifest => manifest?,
+            };
+            match manifest {
                 Some(manifest) if manifest.index <= applied.index => kept.push(manifest),
                 _ => std::fs::remove_dir_all(entry.path()).map_err(io("cannot remove a checkpoint"))?,
             }
@@ -85,7 +92,7 @@ impl Checkpoints {
             Ok(outcome) => {
                 self.running = None;
                 let manifest = outcome?;
-                self.keep(manifest)?;
+                self.keep(manifest.clone())?;
                 Ok(Some(manifest))
             }
         }
@@ -173,8 +180,9 @@ fn make(db: &DB, dir: &Path) -> Outcome {
 /// Reads a whole state, every checksum verified, and says what it is.
 pub(crate) fn describe(db: &DB) -> Outcome {
     let at = database::position(db, APPLIED)?.unwrap_or_default();
-    let mut manifest =
-        SnapshotManifest { format: SNAPSHOT_FORMAT, index: at.index, term: at.term, ..SnapshotManifest::default() };
+    let conf_state = database::record(db, CONF)?.unwrap_or_default().into();
+    let (format, index, term) = (SNAPSHOT_FORMAT, at.index, at.term);
+    let mut manifest = SnapshotManifest { format, index, term, conf_state, ..SnapshotManifest::default() };
     database::each_state_record(db, &mut |key, value| {
         manifest.records += 1;
         manifest.bytes += (key.len() + value.len()) as u64;

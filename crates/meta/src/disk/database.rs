@@ -2,9 +2,12 @@
 //!
 //! | family | key | value |
 //! |---|---|---|
-//! | `default` | `hard`, `conf`, `truncated`, `batch`, `applied`, `install` | format byte, then the record |
-//! | `log` | index, 8 bytes big endian | format byte, then the raft entry |
-//! | `state` | the state machine's | the state machine's |
+//! | `default` | `hard`, `conf`, `truncated`, `batch`, `applied`, `install` | format byte, checksum, record |
+//! | `log` | index, 8 bytes big endian | format byte, checksum, raft entry |
+//! | `state` | the state machine's | the state machine's, then a checksum |
+//!
+//! Every checksum is a crc32c, 4 bytes little endian, over key and record: RocksDB's own are per block and end where a
+//! block is cached, compacted or copied. A member that finds one wrong stops: it must not act on what it cannot trust.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -28,7 +31,8 @@ pub(crate) const APPLIED: &[u8] = b"applied";
 pub(crate) const INSTALL: &[u8] = b"install";
 
 /// The version of every record of `default` and `log`.
-const RECORD_FORMAT: u8 = 1;
+const RECORD_FORMAT: u8 = 2;
+const CRC_BYTES: usize = 4;
 const BLOCK_CACHE_BYTES: usize = 4 << 20;
 const WAL_BYTES: u64 = 32 << 20;
 
@@ -102,23 +106,47 @@ pub(crate) fn damaged(dir: &Path, error: &rocksdb::Error) -> StoreError {
 // ---- records
 
 pub(crate) fn put_record(batch: &mut WriteBatch, key: &[u8], record: &[u8]) {
-    batch.put(key, framed(record));
+    batch.put(key, framed(key, record));
 }
 
-pub(crate) fn framed(record: &[u8]) -> Vec<u8> {
-    [&[RECORD_FORMAT], record].concat()
+fn crc_of(key: &[u8], record: &[u8]) -> [u8; CRC_BYTES] {
+    crc32c::crc32c_append(crc32c::crc32c(key), record).to_le_bytes()
 }
 
-/// Takes the format byte off.
-pub(crate) fn unframed<'a>(dir: &Path, name: &dyn std::fmt::Display, value: &'a [u8]) -> Result<&'a [u8], StoreError> {
+pub(crate) fn framed(key: &[u8], record: &[u8]) -> Vec<u8> {
+    [&[RECORD_FORMAT], &crc_of(key, record)[..], record].concat()
+}
+
+/// Takes format byte and checksum off.
+pub(crate) fn unframed<'a>(
+    dir: &Path,
+    name: &dyn std::fmt::Display,
+    key: &[u8],
+    value: &'a [u8],
+) -> Result<&'a [u8], StoreError> {
     let place = || format!("{name} in {}", dir.display());
     match value.split_first() {
-        Some((&RECORD_FORMAT, record)) => Ok(record),
-        Some((&found, _)) => {
+        Some((&RECORD_FORMAT, sealed)) => match sealed.split_first_chunk::<CRC_BYTES>() {
+            Some((crc, record)) if *crc == crc_of(key, record) => Ok(record),
+            Some(_) => Err(corrupt_record(&place(), "a record with its checksum", "another checksum")),
+            None => Err(corrupt_record(&place(), "a record with its checksum", "too few bytes")),
+        },
+        Some((&found, _)) if found > RECORD_FORMAT => {
             Err(StoreError::NewerFormat { place: place(), found: found.into(), known: RECORD_FORMAT.into() })
         }
+        Some((found, _)) => Err(corrupt_record(&place(), format!("format {RECORD_FORMAT}"), format!("format {found}"))),
         None => Err(corrupt_record(&place(), "a record", "nothing")),
     }
+}
+
+/// A value of the state with its checksum behind it.
+pub(crate) fn sealed(key: &[u8], value: &[u8]) -> Vec<u8> {
+    [value, &crc_of(key, value)].concat()
+}
+
+/// The value of a sealed one; `None`: it is not what was written.
+pub(crate) fn unsealed<'a>(key: &[u8], stored: &'a [u8]) -> Option<&'a [u8]> {
+    stored.split_last_chunk::<CRC_BYTES>().filter(|(value, crc)| **crc == crc_of(key, value)).map(|(value, _)| value)
 }
 
 pub(crate) fn corrupt_record(place: &str, expected: impl ToString, found: impl ToString) -> StoreError {
@@ -129,7 +157,7 @@ pub(crate) fn corrupt_record(place: &str, expected: impl ToString, found: impl T
 pub(crate) fn record(db: &DB, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
     let value = db.get(key).map_err(|e| damaged(db.path(), &e))?;
     let name = String::from_utf8_lossy(key);
-    value.map(|v| unframed(db.path(), &name, &v).map(<[u8]>::to_vec)).transpose()
+    value.map(|v| unframed(db.path(), &name, key, &v).map(<[u8]>::to_vec)).transpose()
 }
 
 pub(crate) fn message<M: Message>(db: &DB, key: &[u8]) -> Result<Option<M>, StoreError> {
@@ -148,11 +176,17 @@ pub(crate) fn encode_position(at: Position) -> [u8; 16] {
 }
 
 pub(crate) fn position(db: &DB, key: &[u8]) -> Result<Option<Position>, StoreError> {
-    let Some(bytes) = record(db, key)? else { return Ok(None) };
-    let place = format!("`{}` in {}", String::from_utf8_lossy(key), db.path().display());
-    let bytes: [u8; 16] = bytes.as_slice().try_into().map_err(|_| corrupt_record(&place, "16 bytes", bytes.len()))?;
+    let stored = db.get(key).map_err(|e| damaged(db.path(), &e))?;
+    stored.map(|stored| parse_position(db.path(), key, &stored)).transpose()
+}
+
+fn parse_position(dir: &Path, key: &[u8], stored: &[u8]) -> Result<Position, StoreError> {
+    let name = format!("`{}`", String::from_utf8_lossy(key));
+    let bytes = unframed(dir, &name, key, stored)?;
+    let place = format!("{name} in {}", dir.display());
+    let bytes: [u8; 16] = bytes.try_into().map_err(|_| corrupt_record(&place, "16 bytes", bytes.len()))?;
     let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-    Ok(Some(Position { index: number(0), term: number(8) }))
+    Ok(Position { index: number(0), term: number(8) })
 }
 
 // ---- the state, for reading
@@ -188,6 +222,19 @@ impl StateView {
         self.failure().map_or(Ok(result), Err)
     }
 
+    /// The same, with the position that the state of that moment stands at.
+    ///
+    /// # Errors
+    /// When a read failed.
+    pub fn frozen_at<T>(&self, read: impl FnOnce(&dyn StateRead, Position) -> T) -> Result<T, StoreError> {
+        let snapshot = self.db.snapshot();
+        let frozen = Frozen { view: self, snapshot: &snapshot };
+        let stored = self.db.get_opt(APPLIED, &frozen.options()).map_err(|e| damaged(self.db.path(), &e))?;
+        let at = stored.map(|stored| parse_position(self.db.path(), APPLIED, &stored)).transpose()?;
+        let result = read(&frozen, at.unwrap_or_default());
+        self.failure().map_or(Ok(result), Err)
+    }
+
     /// Says that the state makes no sense to its reader: the member stops, as after a failed read.
     pub fn condemn(&self, found: &str) {
         let _ = self.failure.set(found.to_owned());
@@ -199,7 +246,17 @@ impl StateView {
 
     fn get_with(&self, key: &[u8], options: &ReadOptions) -> Option<Bytes> {
         match self.db.get_cf_opt(family(&self.db, STATE), key, options) {
-            Ok(value) => value.map(Bytes::from),
+            Ok(None) => None,
+            Ok(Some(mut stored)) => match unsealed(key, &stored).map(<[u8]>::len) {
+                Some(length) => {
+                    stored.truncate(length);
+                    Some(Bytes::from(stored))
+                }
+                None => {
+                    self.condemn(&not_as_written(key));
+                    None
+                }
+            },
             Err(error) => {
                 self.note(&error);
                 None
@@ -217,6 +274,10 @@ impl StateView {
         while let Some((key, value)) = cursor.item() {
             // Going down starts strictly below `from`.
             let passed_over = reverse && key == from;
+            let Some(value) = unsealed(key, value) else {
+                self.condemn(&not_as_written(key));
+                break;
+            };
             if !passed_over && !visit(key, value) {
                 break;
             }
@@ -261,6 +322,10 @@ impl StateRead for Frozen<'_> {
     }
 }
 
+fn not_as_written(key: &[u8]) -> String {
+    format!("a wrong checksum of the value under `{}`", key.escape_ascii())
+}
+
 /// All records of the `state` family in key order, checksums verified.
 pub(crate) fn each_state_record(db: &DB, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
     let mut options = ReadOptions::default();
@@ -269,7 +334,8 @@ pub(crate) fn each_state_record(db: &DB, visit: &mut dyn FnMut(&[u8], &[u8])) ->
     let start = IteratorMode::From(b"", Direction::Forward);
     for item in db.iterator_cf_opt(family(db, STATE), options, start) {
         let (key, value) = item.map_err(|e| damaged(db.path(), &e))?;
-        visit(&key, &value);
+        let corrupt = || corrupt_record(&db.path().display().to_string(), "values as written", not_as_written(&key));
+        visit(&key, unsealed(&key, &value).ok_or_else(corrupt)?);
     }
     Ok(())
 }

@@ -11,9 +11,10 @@ use uuid::Uuid;
 use super::{io, replace_file};
 
 const NAME: &str = "MEMBER";
+const JOINING: &str = "JOINING";
 const TITLE: &str = "cairn metadata member, format";
 /// The version of the whole directory.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Whose directory it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,12 @@ pub struct MemberFile {
     pub state: u64,
     /// The directories of the other members, as met first.
     pub peers: BTreeMap<u64, Uuid>,
+    /// Who voted when the log began, ascending.
+    pub genesis: Vec<u64>,
+    /// Where the members are reached, as last heard: to find them again before the state is read.
+    pub addresses: BTreeMap<u64, String>,
+    /// It was removed, and knows it.
+    pub removed: bool,
 }
 
 impl MemberFile {
@@ -55,6 +62,9 @@ impl MemberFile {
             cluster: Uuid::nil(),
             state: 1,
             peers: BTreeMap::new(),
+            genesis: Vec::new(),
+            addresses: BTreeMap::new(),
+            removed: false,
         }
     }
 
@@ -74,6 +84,15 @@ impl MemberFile {
         );
         for (peer, directory) in &self.peers {
             let _ = writeln!(text, "peer {peer} {directory}");
+        }
+        for voter in &self.genesis {
+            let _ = writeln!(text, "genesis {voter}");
+        }
+        for (member, address) in &self.addresses {
+            let _ = writeln!(text, "address {member} {address}");
+        }
+        if self.removed {
+            let _ = writeln!(text, "removed true");
         }
         let crc = crc32c::crc32c(text.as_bytes());
         let _ = writeln!(text, "crc {crc:08x}");
@@ -117,9 +136,33 @@ impl MemberFile {
                 let (peer, directory) = value.split_once(' ')?;
                 self.peers.insert(peer.parse().ok()?, directory.parse().ok()?);
             }
+            "genesis" => self.genesis.push(value.parse().ok()?),
+            "address" => {
+                let (member, address) = value.split_once(' ')?;
+                self.addresses.insert(member.parse().ok()?, address.to_owned());
+            }
+            "removed" => self.removed = value.parse().ok()?,
             _ => return None,
         }
         Some(())
+    }
+}
+
+/// The name under which a directory is announced to a cluster before it is made: written down, and found again.
+pub(crate) fn announced(dir: &Path) -> Result<Uuid, StoreError> {
+    std::fs::create_dir_all(dir).map_err(io("cannot make the directory"))?;
+    match std::fs::read_to_string(dir.join(JOINING)) {
+        Ok(text) => text.trim().parse().map_err(|_| StoreError::Corrupt {
+            place: dir.join(JOINING).display().to_string(),
+            expected: "a uuid".to_owned(),
+            found: format!("`{}`", text.trim().escape_default()),
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let directory = Uuid::new_v4();
+            replace_file(dir, JOINING, directory.to_string().as_bytes())?;
+            Ok(directory)
+        }
+        Err(error) => Err(io("cannot read the directory")(error)),
     }
 }
 
@@ -135,6 +178,9 @@ mod tests {
         file.cluster = Uuid::new_v4();
         file.state = 7;
         file.peers.insert(3, Uuid::new_v4());
+        file.genesis = vec![1, 2, 3];
+        file.addresses.insert(4, "127.0.0.1:7404".into());
+        file.removed = true;
         file.save().unwrap();
         assert_eq!(MemberFile::load(dir.path()).unwrap(), Some(file));
     }
@@ -147,8 +193,8 @@ mod tests {
         std::fs::write(dir.path().join(NAME), text).unwrap();
         let error = MemberFile::load(dir.path()).unwrap_err().to_string();
         assert!(error.contains("MEMBER is damaged"), "{error}");
-        std::fs::write(dir.path().join(NAME), file.text().replace("format 1", "format 2")).unwrap();
+        std::fs::write(dir.path().join(NAME), file.text().replace("format 2", "format 3")).unwrap();
         let error = MemberFile::load(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("has format 2") && error.contains("newer version"), "{error}");
+        assert!(error.contains("has format 3") && error.contains("newer version"), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! MEMBER                 who this is, which peers it met, and which state-N is the living one
+//! JOINING                the name under which the directory asked a cluster for its number, where it joined one
 //! WITNESS                the number of the last synced log batch
 //! state-N/               RocksDB: log and hard state in one column family each, the applied state in another
 //! checkpoint-INDEX-TERM/ a copy (hard links) of the state, read back whole before anybody relies on it
@@ -10,14 +11,17 @@
 
 mod checkpoints;
 mod database;
+mod filling;
 mod member;
 mod opening;
 mod store;
 mod witness;
 
 pub use database::StateView;
+pub(crate) use filling::Filling;
 pub use member::MemberFile;
-pub use opening::OpenError;
+pub(crate) use member::announced;
+pub use opening::{Beginning, OpenError};
 pub use store::RocksStore;
 
 use std::fs::File;
@@ -30,7 +34,7 @@ fn io(what: &'static str) -> impl Fn(std::io::Error) -> StoreError {
 }
 
 /// Makes created, renamed and removed names in a directory durable.
-fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(io("cannot sync a directory"))
 }
 

@@ -1,13 +1,14 @@
 //! What a directory is made of when it is new, and what is read of it once when it is opened: every log entry, so that a
 //! damaged or unknown one is refused before the member says a word.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
-use cairn_meta_raft::{Position, StoreError, Terms};
+use cairn_meta_raft::{Position, StoreError, Terms, membership};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry};
 use rocksdb::{DB, IteratorMode, WriteBatch, WriteOptions};
+use uuid::Uuid;
 
 use super::database::{self, BATCH, CONF, LOG, corrupt_record, damaged, family, put_record, unframed};
 use super::member::MemberFile;
@@ -34,17 +35,39 @@ pub enum OpenError {
         /// Who asked.
         wanted: u64,
     },
-    /// The configuration lists other members than the cluster has.
+    /// It is that of a member which was removed.
     #[error(
-        "the cluster's voting members are {found:?}, and the configuration lists {wanted:?}; membership is not changed \
-         by configuration: list the members the cluster has"
+        "{} is the directory of member {member}, which was removed from its cluster and never comes back: delete it, \
+         and start a new member with another directory and --join",
+        dir.display()
     )]
-    OtherVoters {
-        /// Who votes.
-        found: Vec<u64>,
-        /// Who is configured.
-        wanted: Vec<u64>,
+    Removed {
+        /// The directory.
+        dir: PathBuf,
+        /// Who it was.
+        member: u64,
     },
+}
+
+/// What a new directory begins with.
+#[derive(Clone, Debug, Default)]
+pub struct Beginning {
+    /// Who voted when the log began.
+    pub genesis: Vec<u64>,
+    /// Where members are reached, as far as that is known.
+    pub addresses: BTreeMap<u64, String>,
+    /// Nil where the cluster is new.
+    pub cluster: Uuid,
+    /// The directory's name, if it was announced under one already.
+    pub directory: Option<Uuid>,
+}
+
+impl Beginning {
+    /// A new cluster of these members.
+    #[must_use]
+    pub fn of(voters: &[u64]) -> Self {
+        Self { genesis: voters.to_vec(), ..Self::default() }
+    }
 }
 
 pub(super) fn state_dir(dir: &Path, number: u64) -> PathBuf {
@@ -56,7 +79,14 @@ pub(super) fn size_of(entry: &Entry) -> usize {
 }
 
 /// A new directory. The MEMBER file comes last: without it nothing before counts.
-pub(super) fn create(dir: &Path, member: u64, voters: &[u64]) -> Result<MemberFile, StoreError> {
+pub(super) fn create(dir: &Path, member: u64, beginning: &Beginning) -> Result<MemberFile, StoreError> {
+    let file = lay_out(dir, member, beginning)?;
+    file.save()?;
+    Ok(file)
+}
+
+/// Everything but the MEMBER file, which is returned.
+pub(super) fn lay_out(dir: &Path, member: u64, beginning: &Beginning) -> Result<MemberFile, StoreError> {
     let path = state_dir(dir, 1);
     for leftover in [&path, &dir.join("WITNESS")] {
         match leftover.symlink_metadata() {
@@ -67,18 +97,20 @@ pub(super) fn create(dir: &Path, member: u64, voters: &[u64]) -> Result<MemberFi
     }
     Witness::create(dir)?;
     let db = database::open(&path)?;
-    let mut voters = voters.to_vec();
-    voters.sort_unstable();
-    let conf_state = ConfState { voters, ..ConfState::default() };
+    let conf_state = ConfState { voters: beginning.genesis.clone(), ..ConfState::default() };
     let mut batch = WriteBatch::default();
-    put_record(&mut batch, CONF, &conf_state.write_to_bytes().expect("it encodes"));
+    put_record(&mut batch, CONF, &membership::encode(&conf_state));
     let mut options = WriteOptions::default();
     options.set_sync(true);
     db.write_opt(batch, &options).map_err(|e| damaged(&path, &e))?;
     drop(db);
     sync_dir(dir)?;
-    let file = MemberFile::new(dir, member);
-    file.save()?;
+    let mut file = MemberFile::new(dir, member);
+    file.genesis = beginning.genesis.clone();
+    file.genesis.sort_unstable();
+    file.addresses = beginning.addresses.clone();
+    file.cluster = beginning.cluster;
+    file.directory = beginning.directory.unwrap_or(file.directory);
     Ok(file)
 }
 
@@ -115,7 +147,7 @@ pub(super) fn read_log(db: &DB, truncated: Position) -> Result<(Terms, VecDeque<
 pub(super) fn parse_entry(db: &DB, key: &[u8], value: &[u8]) -> Result<Entry, StoreError> {
     let index = key.try_into().map(u64::from_be_bytes).unwrap_or_default();
     let name = format!("log entry {index}");
-    let bytes = unframed(db.path(), &name, value)?;
+    let bytes = unframed(db.path(), &name, key, value)?;
     let place = format!("{name} in {}", db.path().display());
     let entry = Entry::parse_from_bytes(bytes).map_err(|e| corrupt_record(&place, "a readable entry", e))?;
     if entry.index != index || index == 0 {

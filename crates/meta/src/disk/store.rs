@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cairn_meta_core::{Batch, Change, StateRead};
-use cairn_meta_raft::{Piece, Position, Store, StoreError, Terms, piece_of, position_of};
+use cairn_meta_raft::{Piece, Position, Store, StoreError, Terms, membership, piece_of, position_of};
 use cairn_proto::meta_raft::{Record, SnapshotManifest};
 use prost::Message as _;
 use protobuf::Message as _;
@@ -19,10 +19,10 @@ use rocksdb::{DB, Direction, IteratorMode, WriteBatch, WriteOptions};
 use super::checkpoints::{self, Checkpoints};
 use super::database::{
     self, APPLIED, BATCH, CONF, HARD, INSTALL, LOG, STATE, StateView, TRUNCATED, corrupt_record, damaged,
-    encode_position, family, framed, put_record,
+    encode_position, family, framed, put_record, sealed,
 };
 use super::member::MemberFile;
-use super::opening::{OpenError, batch_number, create, parse_entry, read_log, size_of, state_dir};
+use super::opening::{Beginning, OpenError, batch_number, create, parse_entry, read_log, size_of, state_dir};
 use super::witness::{Testimony, Witness};
 use super::{io, sync_dir};
 
@@ -57,27 +57,24 @@ pub struct RocksStore {
 }
 
 impl RocksStore {
-    /// Opens the directory, or makes it. `voters` are who votes in a new cluster, and must be who votes in an old one.
+    /// Opens the directory, or makes it. What a new one begins with does not matter to an old one: who is a member is
+    /// part of its state.
     ///
     /// # Errors
     /// When the directory is another member's, was written by a newer program, lost synced writes, or the disk fails.
-    pub fn open(dir: &Path, member: u64, voters: &[u64]) -> Result<Self, OpenError> {
+    pub fn open(dir: &Path, member: u64, beginning: &Beginning) -> Result<Self, OpenError> {
         std::fs::create_dir_all(dir).map_err(io("cannot make the directory"))?;
         let file = match MemberFile::load(dir)? {
+            Some(file) if file.removed => {
+                return Err(OpenError::Removed { dir: dir.to_owned(), member: file.member });
+            }
             Some(file) if file.member == member => file,
             Some(file) => {
                 return Err(OpenError::OtherMember { dir: dir.to_owned(), found: file.member, wanted: member });
             }
-            None => create(dir, member, voters)?,
+            None => create(dir, member, beginning)?,
         };
-        let store = Self::open_existing(dir, file)?;
-        let mut wanted = voters.to_vec();
-        wanted.sort_unstable();
-        if store.conf_state.voters != wanted {
-            let found = store.conf_state.voters.clone();
-            return Err(OpenError::OtherVoters { found, wanted });
-        }
-        Ok(store)
+        Ok(Self::open_existing(dir, file)?)
     }
 
     fn open_existing(dir: &Path, member: MemberFile) -> Result<Self, StoreError> {
@@ -109,6 +106,11 @@ impl RocksStore {
         };
         store.trim_tail();
         store.check_against(testimony)?;
+        // The log before it is gone: who lags is sent a checkpoint.
+        let newest = store.checkpoints.newest().map_or(0, |m| m.index);
+        if newest < store.truncated().index {
+            store.checkpoints.make_now(&store.db)?;
+        }
         store.remove_old_states()?;
         Ok(store)
     }
@@ -178,6 +180,31 @@ impl RocksStore {
         self.db.write_opt(batch, &options).map_err(|e| damaged(self.db.path(), &e))
     }
 
+    fn write_applied(&mut self, at: Position, batch: &Batch, conf_state: Option<&ConfState>) -> Result<(), StoreError> {
+        assert_eq!(at.index, self.applied.index + 1, "entries are applied one after the other");
+        if let Some(failure) = self.view.failure() {
+            return Err(failure);
+        }
+        let mut writes = WriteBatch::default();
+        let state = family(&self.db, STATE);
+        for change in &batch.changes {
+            match change {
+                Change::Put(key, value) => writes.put_cf(state, key, sealed(key, value)),
+                Change::Delete(key) => writes.delete_cf(state, key),
+            }
+        }
+        put_record(&mut writes, APPLIED, &encode_position(at));
+        if let Some(conf_state) = conf_state {
+            put_record(&mut writes, CONF, &membership::encode(conf_state));
+        }
+        self.write(writes, false)?;
+        self.applied = at;
+        if let Some(conf_state) = conf_state {
+            self.conf_state = conf_state.clone();
+        }
+        Ok(())
+    }
+
     fn trim_tail(&mut self) {
         while self.tail_bytes > TAIL_BYTES && self.tail.len() > 1 {
             self.tail_bytes -= self.tail.pop_front().as_ref().map_or(0, size_of);
@@ -223,7 +250,7 @@ impl RocksStore {
             let known = database::record(&db, INSTALL)?;
             if known.is_some_and(|k| k == manifest.encode_to_vec()) {
                 let number = self.member.state + 1;
-                self.install = Some(Install { manifest: *manifest, db, number });
+                self.install = Some(Install { manifest: manifest.clone(), db, number });
             }
         }
         Ok(self.install.as_ref().is_some_and(|i| i.manifest == *manifest))
@@ -289,7 +316,8 @@ impl Store for RocksStore {
         let log = family(&self.db, LOG);
         for entry in entries {
             let bytes = entry.write_to_bytes().expect("an entry always encodes");
-            batch.put_cf(log, entry.index.to_be_bytes(), framed(&bytes));
+            let key = entry.index.to_be_bytes();
+            batch.put_cf(log, key, framed(&key, &bytes));
         }
         if let Some(end) = entries.last() {
             for index in end.index + 1..=self.last().index {
@@ -344,22 +372,11 @@ impl Store for RocksStore {
     }
 
     fn apply(&mut self, at: Position, batch: &Batch) -> Result<(), StoreError> {
-        assert_eq!(at.index, self.applied.index + 1, "entries are applied one after the other");
-        if let Some(failure) = self.view.failure() {
-            return Err(failure);
-        }
-        let mut writes = WriteBatch::default();
-        let state = family(&self.db, STATE);
-        for change in &batch.changes {
-            match change {
-                Change::Put(key, value) => writes.put_cf(state, key, value),
-                Change::Delete(key) => writes.delete_cf(state, key),
-            }
-        }
-        put_record(&mut writes, APPLIED, &encode_position(at));
-        self.write(writes, false)?;
-        self.applied = at;
-        Ok(())
+        self.write_applied(at, batch, None)
+    }
+
+    fn apply_change(&mut self, at: Position, batch: &Batch, conf_state: &ConfState) -> Result<(), StoreError> {
+        self.write_applied(at, batch, Some(conf_state))
     }
 
     fn start_checkpoint(&mut self) -> Result<(), StoreError> {
@@ -402,8 +419,8 @@ impl Store for RocksStore {
             let number = self.member.state + 1;
             let db = database::open(&state_dir(&self.dir, number))?;
             let record = manifest.encode_to_vec();
-            db.put(INSTALL, framed(&record)).map_err(|e| damaged(db.path(), &e))?;
-            self.install = Some(Install { manifest: *manifest, db, number });
+            db.put(INSTALL, framed(INSTALL, &record)).map_err(|e| damaged(db.path(), &e))?;
+            self.install = Some(Install { manifest: manifest.clone(), db, number });
         }
         let db = &self.install.as_ref().expect("it was just made").db;
         let last = db.iterator_cf(family(db, STATE), IteratorMode::End).next().transpose();
@@ -414,7 +431,7 @@ impl Store for RocksStore {
         let db = &self.install.as_ref().expect("begin_install came first").db;
         let mut batch = WriteBatch::default();
         let state = family(db, STATE);
-        records.iter().for_each(|r| batch.put_cf(state, &r.key, &r.value));
+        records.iter().for_each(|r| batch.put_cf(state, &r.key, sealed(&r.key, &r.value)));
         db.write(batch).map_err(|e| damaged(db.path(), &e))
     }
 
@@ -423,6 +440,7 @@ impl Store for RocksStore {
         let db = &install.db;
         let mut batch = WriteBatch::default();
         put_record(&mut batch, APPLIED, &encode_position(position_of(&install.manifest)));
+        put_record(&mut batch, CONF, &install.manifest.conf_state);
         db.write(batch).map_err(|e| damaged(db.path(), &e))?;
         db.flush_cf(family(db, STATE)).map_err(|e| damaged(db.path(), &e))?;
         let matches = checkpoints::describe(db)? == install.manifest;
@@ -441,7 +459,7 @@ impl Store for RocksStore {
         put_record(&mut batch, TRUNCATED, &encode_position(at));
         put_record(&mut batch, APPLIED, &encode_position(at));
         put_record(&mut batch, HARD, &hard_state.write_to_bytes().expect("it encodes"));
-        put_record(&mut batch, CONF, &conf_state.write_to_bytes().expect("it encodes"));
+        put_record(&mut batch, CONF, &membership::encode(conf_state));
         put_record(&mut batch, BATCH, &batch_number.to_be_bytes());
         let mut options = WriteOptions::default();
         options.set_sync(true);
@@ -476,116 +494,5 @@ impl Store for RocksStore {
 }
 
 #[cfg(test)]
-mod tests {
-    use cairn_meta_raft::suite::{self, Rig};
-    use tempfile::TempDir;
-
-    use super::*;
-
-    struct OnDisk {
-        dirs: Vec<TempDir>,
-    }
-
-    impl Rig for OnDisk {
-        type Store = RocksStore;
-
-        fn fresh(&mut self) -> RocksStore {
-            self.dirs.push(tempfile::tempdir().unwrap());
-            self.open()
-        }
-
-        fn crash(&mut self, store: RocksStore, _dice: u64) -> RocksStore {
-            drop(store);
-            self.open()
-        }
-    }
-
-    impl OnDisk {
-        fn open(&self) -> RocksStore {
-            RocksStore::open(self.dirs.last().unwrap().path(), 2, &[3, 1, 2]).unwrap()
-        }
-    }
-
-    #[test]
-    fn rocksdb_passes_the_suite() {
-        for seed in 100..103 {
-            suite::run(&mut OnDisk { dirs: Vec::new() }, seed, 110);
-        }
-    }
-
-    fn entries(range: std::ops::RangeInclusive<u64>) -> Vec<Entry> {
-        range.map(|index| Entry { index, term: 1, data: vec![7; 100].into(), ..Entry::default() }).collect()
-    }
-
-    #[test]
-    fn a_directory_belongs_to_one_member_of_one_set() {
-        let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
-        drop(rig.open());
-        let dir = rig.dirs[0].path();
-        let first = rig.open();
-        let twice = RocksStore::open(dir, 2, &[1, 2, 3]).err().unwrap().to_string();
-        assert!(twice.starts_with("another process has this directory"), "{twice}");
-        drop(first);
-        let other = RocksStore::open(dir, 3, &[1, 2, 3]).err().unwrap().to_string();
-        assert!(other.contains("directory of member 2, and this is member 3"), "{other}");
-        let voters = RocksStore::open(dir, 2, &[1, 2]).err().unwrap().to_string();
-        assert!(voters.contains("[1, 2, 3]") && voters.contains("not changed by configuration"), "{voters}");
-    }
-
-    #[test]
-    fn a_log_that_lost_its_synced_end_is_refused() {
-        let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
-        let dir = rig.dirs[0].path();
-        let mut store = rig.open();
-        store.append(&entries(1..=20), Some(&HardState { term: 1, vote: 1, ..HardState::default() }), true).unwrap();
-        let before = copy_of(&state_dir(dir, 1));
-        store.append(&entries(21..=40), None, true).unwrap();
-        drop(store);
-        // The write-ahead log is put back to an earlier length: to RocksDB a clean end.
-        std::fs::remove_dir_all(state_dir(dir, 1)).unwrap();
-        std::fs::rename(before.path(), state_dir(dir, 1)).unwrap();
-        let error = RocksStore::open(dir, 2, &[1, 2, 3]).err().unwrap().to_string();
-        assert!(error.contains("is damaged") && error.contains("ending with entry 40"), "{error}");
-    }
-
-    #[test]
-    fn a_flipped_bit_in_the_log_is_refused() {
-        let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
-        let dir = rig.dirs[0].path();
-        let mut store = rig.open();
-        for n in 0..50 {
-            store.append(&entries(n * 2 + 1..=n * 2 + 2), None, true).unwrap();
-        }
-        drop(store);
-        let wal = std::fs::read_dir(state_dir(dir, 1)).unwrap().map(|e| e.unwrap().path());
-        let wal = wal.filter(|p| p.extension().is_some_and(|e| e == "log")).max_by_key(|p| p.metadata().unwrap().len());
-        let wal = wal.expect("there is a write-ahead log");
-        let mut bytes = std::fs::read(&wal).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        std::fs::write(&wal, bytes).unwrap();
-        let error = RocksStore::open(dir, 2, &[1, 2, 3]).err().unwrap().to_string();
-        assert!(error.contains("is damaged"), "{error}");
-    }
-
-    #[test]
-    fn entries_of_a_newer_format_are_refused_in_words() {
-        let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
-        let mut store = rig.open();
-        store.append(&entries(1..=3), None, true).unwrap();
-        let entry = entries(2..=2)[0].write_to_bytes().unwrap();
-        store.db.put_cf(family(&store.db, LOG), 2u64.to_be_bytes(), [&[9], &entry[..]].concat()).unwrap();
-        drop(store);
-        let error = RocksStore::open(rig.dirs[0].path(), 2, &[1, 2, 3]).err().unwrap().to_string();
-        assert!(error.contains("log entry 2") && error.contains("format 9"), "{error}");
-    }
-
-    fn copy_of(dir: &Path) -> TempDir {
-        let copy = tempfile::tempdir_in(dir.parent().unwrap()).unwrap();
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let entry = entry.unwrap();
-            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-        }
-        copy
-    }
-}
+#[path = "store_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use cairn_meta_core::members;
 use cairn_meta_raft::Store;
 use cairn_proto::etcdserverpb::auth_server::Auth;
 use cairn_proto::etcdserverpb::cluster_server::Cluster;
@@ -11,15 +12,21 @@ use cairn_proto::etcdserverpb::maintenance_server::Maintenance;
 use cairn_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, AuthEnableRequest, AuthEnableResponse, AuthStatusRequest, AuthStatusResponse,
     AuthenticateRequest, AuthenticateResponse, DefragmentRequest, DefragmentResponse, HashKvRequest, HashKvResponse,
-    HashRequest, HashResponse, Member, MemberListRequest, MemberListResponse, MoveLeaderRequest, MoveLeaderResponse,
-    SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, alarm_request::AlarmAction,
+    HashRequest, HashResponse, Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
+    MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest,
+    MemberUpdateResponse, MoveLeaderRequest, MoveLeaderResponse, ResponseHeader, SnapshotRequest, SnapshotResponse,
+    StatusRequest, StatusResponse, alarm_request::AlarmAction,
 };
+use cairn_proto::meta::change_member_request::Change;
+use cairn_proto::meta::{AddMember, ChangeMemberReply, ChangeMemberRequest, Mutation, PromoteMember, UpdateMember};
 use futures::Stream;
 use tonic::{Request, Response, Status};
 
 use super::Headers;
-use super::errors::etcd_status;
+use super::errors::{etcd_status, status};
 use crate::gateway::Gateway;
+use crate::leader::Leader;
+use crate::peers::Peers;
 
 /// The version of etcd's API that is spoken.
 const API_VERSION: &str = "3.4.0";
@@ -28,7 +35,8 @@ const API_VERSION: &str = "3.4.0";
 pub(crate) struct ClusterDoor {
     pub(crate) gateway: Gateway,
     pub(crate) headers: Headers,
-    pub(crate) members: Arc<Vec<(u64, String)>>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) leader: Leader,
 }
 
 impl ClusterDoor {
@@ -37,21 +45,87 @@ impl ClusterDoor {
     }
 }
 
+impl ClusterDoor {
+    async fn change(&self, change: Change) -> Result<(Option<ResponseHeader>, ChangeMemberReply), Status> {
+        let session = uuid::Uuid::new_v4().as_bytes().to_vec().into();
+        let mutation = Some(Mutation { session, seq: 1, ..Mutation::default() });
+        let request = ChangeMemberRequest { mutation, dry_run: false, change: Some(change) };
+        // Our own words: etcd has none for most of what is refused here.
+        let reply = self.leader.change_member(request).await.map_err(status)?;
+        Ok((self.headers.at(self.revision().await?), reply))
+    }
+}
+
+fn listed(reply: &ChangeMemberReply) -> Vec<Member> {
+    reply.members.iter().map(in_etcds_words).collect()
+}
+
+fn in_etcds_words(member: &cairn_proto::meta::Member) -> Member {
+    let url = format!("http://{}", member.address);
+    Member {
+        id: member.id,
+        name: format!("member-{}", member.id),
+        peer_ur_ls: vec![url.clone()],
+        client_ur_ls: vec![url],
+        is_learner: member.learner,
+    }
+}
+
+fn address_of(urls: &[String]) -> Result<String, Status> {
+    let [url] = urls else {
+        return Err(Status::invalid_argument("give a member exactly one peer URL: clients and members share its port"));
+    };
+    Ok(url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/').to_owned())
+}
+
 #[tonic::async_trait]
 impl Cluster for ClusterDoor {
     async fn member_list(&self, request: Request<MemberListRequest>) -> Result<Response<MemberListResponse>, Status> {
         if request.into_inner().linearizable {
             self.gateway.read(|_, _| ()).await.map_err(etcd_status)?;
         }
-        let member = |(id, address): &(u64, String)| Member {
-            id: *id,
-            name: format!("member-{id}"),
-            peer_ur_ls: vec![format!("http://{address}")],
-            client_ur_ls: vec![format!("http://{address}")],
-            is_learner: false,
-        };
-        let members = self.members.iter().map(member).collect();
+        let members = self.peers.members().iter().map(members::shown).map(|m| in_etcds_words(&m)).collect();
         Ok(Response::new(MemberListResponse { header: self.headers.at(self.revision().await?), members }))
+    }
+
+    async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
+        let request = request.into_inner();
+        // Everybody begins as a learner here: one that was to vote at once does so as soon as it has caught up.
+        let add = AddMember {
+            address: address_of(&request.peer_ur_ls)?,
+            stay_learner: request.is_learner,
+            ..AddMember::default()
+        };
+        let (header, reply) = self.change(Change::Add(add)).await?;
+        let member = reply.member.as_ref().map(in_etcds_words);
+        Ok(Response::new(MemberAddResponse { header, member, members: listed(&reply) }))
+    }
+
+    async fn member_remove(
+        &self,
+        request: Request<MemberRemoveRequest>,
+    ) -> Result<Response<MemberRemoveResponse>, Status> {
+        let (header, reply) = self.change(Change::Remove(request.into_inner().id)).await?;
+        Ok(Response::new(MemberRemoveResponse { header, members: listed(&reply) }))
+    }
+
+    async fn member_update(
+        &self,
+        request: Request<MemberUpdateRequest>,
+    ) -> Result<Response<MemberUpdateResponse>, Status> {
+        let request = request.into_inner();
+        let update = UpdateMember { id: request.id, address: address_of(&request.peer_ur_ls)? };
+        let (header, reply) = self.change(Change::Update(update)).await?;
+        Ok(Response::new(MemberUpdateResponse { header, members: listed(&reply) }))
+    }
+
+    async fn member_promote(
+        &self,
+        request: Request<MemberPromoteRequest>,
+    ) -> Result<Response<MemberPromoteResponse>, Status> {
+        let promote = PromoteMember { id: request.into_inner().id, instead_of: 0 };
+        let (header, reply) = self.change(Change::Promote(promote)).await?;
+        Ok(Response::new(MemberPromoteResponse { header, members: listed(&reply) }))
     }
 }
 
@@ -111,7 +185,7 @@ impl Maintenance for ClusterDoor {
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
         let target = request.into_inner().target_id;
-        if !self.members.iter().any(|(id, _)| *id == target) {
+        if !self.peers.members().iter().any(|m| m.id == target && !m.learner) {
             return Err(Status::not_found("etcdserver: member not found"));
         }
         self.gateway.transfer_leader(target).await.map_err(etcd_status)?;

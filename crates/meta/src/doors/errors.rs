@@ -50,6 +50,15 @@ pub(crate) fn explained(code: Code, message: &str, remedy: &str) -> Status {
     Status::with_metadata(code, text, trailers)
 }
 
+/// The refusal that another member answered with, if it is one.
+pub(crate) fn refused(status: &Status) -> Option<CommandError> {
+    let text = |name| status.metadata().get(name).and_then(|value| value.to_str().ok());
+    let code = ErrorCode::from_str_name(text(REASON)?)?;
+    let remedy = text(REMEDY).unwrap_or_default().to_owned();
+    let message = status.message().strip_suffix(&format!("; {remedy}")).unwrap_or(status.message()).to_owned();
+    Some(CommandError { code: code.into(), message, remedy })
+}
+
 fn refusal(error: &CommandError) -> Status {
     let mut status = explained(code_of(error.code()), &error.message, &error.remedy);
     if let Ok(value) = MetadataValue::try_from(error.code().as_str_name()) {

@@ -5,17 +5,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_meta_core::{Failure, Refusal, fence_pending, health, moves, query, scrub};
+use cairn_meta_core::{Failure, Refusal, fence_pending, health, members, moves, query, scrub};
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::meta_server::Meta;
 use cairn_proto::meta::{
-    AttachReply, AttachRequest, ChangePgsReply, ChangePgsRequest, ChangePlacementReply, ChangePlacementRequest,
-    ChangeSettingsReply, ChangeSettingsRequest, CreatePoolReply, CreatePoolRequest, CreateVolumeReply,
-    CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DetachReply, DetachRequest, DownEvidence, ErrorCode,
-    GetVolumeReply, GetVolumeRequest, HealthReply, HealthRequest, ListNodesReply, ListNodesRequest, ListPgsReply,
-    ListPgsRequest, ListPoolsReply, ListPoolsRequest, ListVolumesReply, ListVolumesRequest, MapUpdate, Member,
-    Mutation, OrderScrubReply, OrderScrubRequest, PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply,
+    AttachReply, AttachRequest, BackupPiece, BackupRequest, ChangeMemberReply, ChangeMemberRequest, ChangePgsReply,
+    ChangePgsRequest, ChangePlacementReply, ChangePlacementRequest, ChangeSettingsReply, ChangeSettingsRequest,
+    CreatePoolReply, CreatePoolRequest, CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest,
+    DetachReply, DetachRequest, DownEvidence, ErrorCode, GetVolumeReply, GetVolumeRequest, HealthCheck, HealthReply,
+    HealthRequest, ListNodesReply, ListNodesRequest, ListPgsReply, ListPgsRequest, ListPoolsReply, ListPoolsRequest,
+    ListVolumesReply, ListVolumesRequest, MapUpdate, Member, MemberRecord, Mutation, MuteHealthReply,
+    MuteHealthRequest, OrderScrubReply, OrderScrubRequest, PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply,
     RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest, ReportDownReply, ReportDownRequest, ReportOsdReply,
     ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest, ReportScrubReply, ReportScrubRequest, ResizeVolumeReply,
     ResizeVolumeRequest, ScheduleScrubsReply, ScheduleScrubsRequest, StatusReply, StatusRequest, UnpublishVolumeReply,
@@ -50,7 +51,6 @@ pub(crate) struct MetaDoor {
     pub(crate) gateway: Gateway,
     pub(crate) leader: Leader,
     pub(crate) peers: Arc<Peers>,
-    pub(crate) members: Arc<Vec<(u64, String)>>,
     pub(crate) epochs: watch::Receiver<u64>,
     pub(crate) stop: CancellationToken,
 }
@@ -124,21 +124,41 @@ impl MetaDoor {
         }
     }
 
-    fn member_checks(&self) -> Vec<cairn_proto::meta::HealthCheck> {
-        let silent: Vec<String> = self
-            .members
+    fn clocks_differ(&self) -> Option<HealthCheck> {
+        let skewed = self.peers.skews().into_iter().filter(|(_, ms)| ms.unsigned_abs() > SKEW.as_millis() as u64);
+        let details: Vec<String> = skewed
+            .map(|(id, ms)| {
+                format!("the clock of member {id} is {:+.1} s off that of member {}", ms as f64 / 1e3, self.me)
+            })
+            .collect();
+        let summary =
+            format!("the clocks of {} metadata members differ by more than {} s", details.len(), SKEW.as_secs());
+        let remedy = "let chrony or another NTP client run on every host";
+        (!details.is_empty()).then(|| health::check("META_CLOCK_SKEW", false, summary, remedy, details))
+    }
+
+    fn members_down(&self) -> Option<HealthCheck> {
+        let members = self.peers.members();
+        let silent: Vec<String> = members
             .iter()
-            .filter(|(id, _)| !self.peers.is_reachable(*id))
-            .map(|(id, address)| format!("member {id} at {address}"))
+            .filter(|m| !self.peers.is_reachable(m.id))
+            .map(|m| format!("member {} at {}", m.id, m.address))
             .collect();
         if silent.is_empty() {
-            return Vec::new();
+            return None;
         }
-        let summary = format!("{} of {} metadata members not reachable", silent.len(), self.members.len());
-        let severe = silent.len() * 2 >= self.members.len();
-        let remedy = "start them again; the service needs a majority of its members";
-        vec![health::check("MEMBER_DOWN", severe, summary, remedy, silent)]
+        let summary = format!("{} of {} metadata members not reachable", silent.len(), members.len());
+        let severe = silent.len() * 2 >= members.len();
+        let remedy = "start them again; one whose disk is lost is replaced: cairn meta replace ID ADDRESS";
+        Some(health::check("META_DOWN", severe, summary, remedy, silent))
     }
+}
+
+/// Clocks further apart than this are worth a word: times in records and leases of the key-value half are theirs.
+const SKEW: Duration = Duration::from_secs(2);
+
+fn now_s() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 fn name_of(by: Option<&VolumeRef>) -> String {
@@ -159,10 +179,11 @@ impl Meta for MetaDoor {
         });
         let (cluster_id, epoch, cluster_version, usage) = seen.await.map_err(status)?;
         let (role, progress) = (self.gateway.leadership().role, self.gateway.progress());
-        let member = |(id, address): &(u64, String)| Member {
-            id: *id,
-            address: address.clone(),
-            healthy: self.peers.is_reachable(*id),
+        let following = self.gateway.look(cairn_meta_raft::Node::following).await.map_err(status)?;
+        let member = |m: &MemberRecord| Member {
+            healthy: self.peers.is_reachable(m.id),
+            matched: following.iter().find(|f| f.id == m.id).map_or(0, |f| f.matched),
+            ..members::shown(m)
         };
         Ok(Response::new(StatusReply {
             cluster_id,
@@ -171,17 +192,56 @@ impl Meta for MetaDoor {
             term: role.term,
             applied_index: progress.applied.index,
             epoch,
-            members: self.members.iter().map(member).collect(),
+            members: self.peers.members().iter().map(member).collect(),
             cluster_version,
             usage: Some(usage),
         }))
     }
 
     async fn health(&self, _request: Request<HealthRequest>) -> Reply<HealthReply> {
-        let reply = self.gateway.read(|machine, _| health::health(machine)).await.map_err(status)?;
-        let mut checks = reply.checks;
-        checks.extend(self.member_checks());
-        Ok(Response::new(health::summed_up(checks)))
+        let mut ours: Vec<HealthCheck> = self.members_down().into_iter().chain(self.clocks_differ()).collect();
+        let checks = self.gateway.read(move |machine, _| {
+            let mut checks = health::health(machine).checks;
+            checks.append(&mut ours);
+            health::mute(machine, &mut checks, now_s());
+            checks
+        });
+        Ok(Response::new(health::summed_up(checks.await.map_err(status)?)))
+    }
+
+    async fn mute_health(&self, request: Request<MuteHealthRequest>) -> Reply<MuteHealthReply> {
+        Ok(Response::new(mutate!(self, request, MuteHealth)))
+    }
+
+    async fn change_member(&self, request: Request<ChangeMemberRequest>) -> Reply<ChangeMemberReply> {
+        let id = request_id(&request);
+        let mut request = request.into_inner();
+        let mutation = request.mutation.get_or_insert_default();
+        if mutation.session.is_empty() {
+            // Asked again by this member while the lead changes hands: it is the same change.
+            mutation.session = uuid::Uuid::new_v4().as_bytes().to_vec().into();
+            mutation.seq = 1;
+        }
+        if mutation.request_id.is_empty() || mutation.request_id.len() > 128 {
+            mutation.request_id = id;
+        }
+        self.leader.change_member(request).await.map(Response::new).map_err(status)
+    }
+
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<BackupPiece, Status>> + Send>>;
+
+    async fn backup(&self, _request: Request<BackupRequest>) -> Reply<Self::BackupStream> {
+        let view = self.gateway.read_node(|node| node.store().view()).await.map_err(status)?;
+        let (pieces, receiver) = mpsc::channel(UPDATES);
+        // On a thread of its own: it reads the whole state, as fast as the client takes it.
+        tokio::task::spawn_blocking(move || {
+            let sent =
+                view.frozen_at(|state, at| crate::backup::pieces(state, at, |piece| pieces.blocking_send(Ok(piece))));
+            if let Err(failure) | Ok(Err(failure)) = sent {
+                let _ = pieces.blocking_send(Err(status(crate::gateway::CallError::Store(failure))));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     type WatchMapStream = Pin<Box<dyn Stream<Item = Result<MapUpdate, Status>> + Send>>;

@@ -98,3 +98,25 @@ async fn etcdctl_of_debian_works() {
     assert!(etcdctl(&all, &["endpoint", "health"]).await.lines().all(|line| line.contains("is healthy")));
     cluster.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcdctl_changes_members() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.leader().await;
+    let all = cluster.endpoints();
+    let added = etcdctl(&all, &["member", "add", "four", "--learner", "--peer-urls", "http://127.0.0.1:9"]).await;
+    assert!(added.starts_with("Member") && added.contains("added"), "{added}");
+    let members = etcdctl(&all, &["member", "list"]).await;
+    let four = members.lines().find(|line| line.contains("member-4")).expect("it is listed");
+    assert!(four.contains("http://127.0.0.1:9") && four.ends_with("true"), "a learner: {four}");
+    let updated = etcdctl(&all, &["member", "update", "4", "--peer-urls", "http://127.0.0.1:10"]).await;
+    assert!(updated.contains("updated"), "{updated}");
+    assert!(etcdctl(&all, &["member", "list"]).await.contains("http://127.0.0.1:10"));
+    let mut promote = command(&all, &["member", "promote", "4"]);
+    let refused = promote.output().await.unwrap();
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("has not caught up"), "{words}");
+    assert!(etcdctl(&all, &["member", "remove", "4"]).await.contains("removed"));
+    assert_eq!(etcdctl(&all, &["member", "list"]).await.lines().count(), 3);
+    cluster.stop_all().await;
+}

@@ -4,6 +4,7 @@ mod client;
 mod cluster;
 mod etcd;
 mod etcdctl;
+mod members;
 mod osds;
 mod placement;
 mod support;

@@ -32,6 +32,10 @@ pub(crate) struct Cluster {
     pub(crate) addresses: Vec<SocketAddr>,
     running: Vec<Option<Running>>,
     tune: fn(&mut Config),
+    /// With how many it began; later ones joined.
+    began_with: usize,
+    /// Whom each later one replaces; 0: nobody.
+    replaces: Vec<u64>,
 }
 
 impl Cluster {
@@ -48,7 +52,8 @@ impl Cluster {
             listeners.push(listener);
         }
         let running = (0..members).map(|_| None).collect();
-        let mut cluster = Self { dir: tempfile::tempdir().unwrap(), addresses, running, tune };
+        let (dir, replaces) = (tempfile::tempdir().unwrap(), vec![0; members]);
+        let mut cluster = Self { dir, addresses, running, tune, began_with: members, replaces };
         for (at, listener) in listeners.into_iter().enumerate() {
             cluster.launch(at, listener);
         }
@@ -56,11 +61,17 @@ impl Cluster {
     }
 
     pub(crate) fn config(&self, at: usize) -> Config {
-        let members = (1..).zip(self.addresses.iter().map(ToString::to_string)).collect();
+        let all = self.addresses.iter().map(ToString::to_string);
+        let members = (1..).zip(all).take(self.began_with).collect();
         let dir = self.dir.path().join(format!("member-{}", at + 1));
         let mut config = Config::new(at as u64 + 1, dir, self.addresses[at].to_string(), members);
         config.heartbeat = Duration::from_millis(50);
         config.election = Duration::from_millis(500);
+        if at >= self.began_with {
+            let others = (0..self.addresses.len()).filter(|other| *other != at);
+            config.join = others.map(|other| self.addresses[other].to_string()).collect();
+            (config.id, config.members, config.replace) = (0, Vec::new(), self.replaces[at]);
+        }
         (self.tune)(&mut config);
         config
     }
@@ -69,6 +80,39 @@ impl Cluster {
         let stop = CancellationToken::new();
         let task = tokio::spawn(cairn_meta::serve(self.config(at), listener, stop.clone()));
         self.running[at] = Some(Running { stop, task });
+    }
+
+    /// A new member joins, at an address of its own or at that of another, in the place of `replaces` or beside all.
+    pub(crate) async fn join(&mut self, replaces: u64, address: Option<SocketAddr>) -> usize {
+        let address = address.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
+        let listener = retry("the port is free", async || TcpListener::bind(address).await.ok()).await;
+        self.addresses.push(listener.local_addr().unwrap());
+        self.running.push(None);
+        self.replaces.push(replaces);
+        self.launch(self.addresses.len() - 1, listener);
+        self.addresses.len() - 1
+    }
+
+    /// Waits until a member ended by itself; why.
+    pub(crate) async fn ended(&mut self, at: usize) -> String {
+        let running = self.running[at].take().expect("it runs");
+        let ended = tokio::time::timeout(PATIENCE, running.task).await.expect("it ends in time");
+        ended.unwrap().expect_err("it ends with words").to_string()
+    }
+
+    /// Waits until the leader counts exactly these as voters.
+    pub(crate) async fn voters(&self, expected: &[u64]) {
+        retry("the voters", async || {
+            for at in (0..self.running.len()).filter(|at| self.running[*at].is_some()) {
+                let status = self.status(at).await?;
+                if status.leader_id == status.member_id {
+                    let voters: Vec<u64> = status.members.iter().filter(|m| !m.learner).map(|m| m.id).collect();
+                    return (voters == expected).then_some(());
+                }
+            }
+            None
+        })
+        .await;
     }
 
     /// Starts a stopped member again, on its old address and directory.
@@ -131,7 +175,8 @@ impl Cluster {
             }
             let first = *leaders.first().filter(|l| **l > 0)?;
             let at = first as usize - 1;
-            (leaders.iter().all(|l| *l == first) && self.running[at].is_some()).then_some(at)
+            let runs = self.running.get(at).is_some_and(Option::is_some);
+            (leaders.iter().all(|l| *l == first) && runs).then_some(at)
         })
         .await
     }

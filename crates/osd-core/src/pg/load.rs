@@ -1,7 +1,8 @@
 //! A PG from what its store found: believe only the disk, and say so when it makes no sense.
 
+use bytes::Bytes;
 use cairn_types::map::PgConfig;
-use cairn_types::{Epoch, OsdId, PgId};
+use cairn_types::{ConfVersion, Epoch, OsdId, PgId};
 
 use super::log::{BrokenLog, Log};
 use super::record::{self, BadRecord, Record};
@@ -17,6 +18,15 @@ pub enum LoadError {
     /// The log.
     #[error(transparent)]
     Log(#[from] BrokenLog),
+}
+
+/// The newest configuration that a PG's attributes know, and its in-sync set; `None`: they know none.
+#[must_use]
+pub fn remembered(attributes: &[(Vec<u8>, Bytes)]) -> Option<(ConfVersion, Vec<OsdId>)> {
+    attributes.iter().find_map(|(key, value)| match record::read(key, value) {
+        Ok(Record::Member(member)) => Some((member.c, member.isr)),
+        _ => None,
+    })
 }
 
 impl Pg {

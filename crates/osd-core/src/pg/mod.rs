@@ -39,7 +39,7 @@ use crate::peers::Peers;
 use crate::planted::{Bug, planted};
 
 pub(crate) use inspect::InspectFor;
-pub use load::LoadError;
+pub use load::{LoadError, remembered};
 pub use log::BrokenLog;
 pub use record::BadRecord;
 

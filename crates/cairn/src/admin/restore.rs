@@ -1,0 +1,111 @@
+//! `cairn meta restore`: refused while anybody of the old cluster answers; then one directory, or those of all members of
+//! a cluster that `cairn up` made.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cairn_host::supervisor::State;
+use cairn_host::{Cluster, Layout};
+use cairn_meta::restore::{Options as One, rehearse, restore};
+use cairn_proto::meta;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Metadata, Target};
+use crate::failure::{Code, Failure, Outcome};
+use crate::output::{self, Format};
+
+/// How long a member is given to say that it lives.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// As asked for.
+pub(crate) struct Options {
+    pub(crate) file: PathBuf,
+    pub(crate) data: Option<PathBuf>,
+    pub(crate) id: u64,
+    pub(crate) members: Vec<(u64, String)>,
+    pub(crate) lost_osd: Vec<u32>,
+    pub(crate) dry_run: bool,
+}
+
+pub(crate) async fn run(options: Options, target: &Target) -> Outcome {
+    let all = plan(&options, target)?;
+    let failed = |error: cairn_meta::restore::RestoreError| Failure::new(Code::Failed, error.to_string());
+    let first = all.first().ok_or_else(|| Failure::new(Code::Failed, "there is no member to restore"))?;
+    let head = rehearse(first).map_err(failed)?;
+    let old = head.members.iter().map(|m| m.address.clone());
+    let mut asked: Vec<String> = old.chain(first.members.iter().map(|(_, address)| address.clone())).collect();
+    asked.sort();
+    asked.dedup();
+    for address in &asked {
+        refuse_if_alive(address, &head).await?;
+    }
+    if !options.dry_run {
+        for one in &all {
+            restore(one).map_err(failed)?;
+        }
+    }
+    tell(&options, &all, &head, target);
+    Ok(())
+}
+
+/// One directory as told, or those of the cluster on this host.
+fn plan(options: &Options, target: &Target) -> Result<Vec<One>, Failure> {
+    let one =
+        |id, dir, members| One { file: options.file.clone(), dir, id, members, lost_osds: options.lost_osd.clone() };
+    if let Some(dir) = &options.data {
+        if options.members.is_empty() {
+            let message = "say who the members of the restored cluster are: --members 1=host:port,...";
+            return Err(Failure::new(Code::Failed, message));
+        }
+        return Ok(vec![one(options.id, dir.clone(), options.members.clone())]);
+    }
+    let failed = |error: String| Failure::new(Code::Failed, error);
+    if !target.dir.join("cluster.json").exists() {
+        let message = format!("there is no cluster in {}; say --data DIR and --members", target.dir.display());
+        return Err(Failure::new(Code::NotFound, message));
+    }
+    let layout = Layout::at(&target.dir).map_err(|error| failed(error.to_string()))?;
+    if let Some(supervisor) = State::load(&layout).and_then(|state| state.live_supervisor()) {
+        let message = format!("this cluster is running (supervisor pid {}); stop it first: cairn down", supervisor.pid);
+        return Err(failed(message));
+    }
+    let cluster = Cluster::load(&layout).map_err(|error| failed(error.to_string()))?;
+    let cluster = cluster.ok_or_else(|| failed("there is no cluster here".to_owned()))?;
+    let members: Vec<(u64, String)> = (1..).zip(cluster.meta_endpoints()).collect();
+    Ok(members.iter().map(|(id, _)| one(*id, layout.meta(*id as u32), members.clone())).collect())
+}
+
+/// Two clusters of one name would each take writes that the other does not know.
+async fn refuse_if_alive(address: &str, head: &meta::BackupHead) -> Outcome {
+    let Ok(metadata) = Metadata::at(&[address.to_owned()]) else { return Ok(()) };
+    let answer = tokio::time::timeout(PATIENCE, metadata.status()).await;
+    let Ok(Ok(status)) = answer else { return Ok(()) };
+    let ours = Uuid::from_slice(&head.cluster).is_ok_and(|cluster| cluster.to_string() == status.cluster_id);
+    if !ours {
+        return Ok(());
+    }
+    let message = format!(
+        "member {} of this very cluster answers at {address}: a restored cluster beside it would fork it; replace single \
+         members with `cairn meta replace`, or stop this one for good first",
+        status.member_id
+    );
+    Err(Failure::new(Code::Failed, message))
+}
+
+fn tell(options: &Options, all: &[One], head: &meta::BackupHead, target: &Target) {
+    let dirs: Vec<String> = all.iter().map(|one| one.dir.display().to_string()).collect();
+    if target.output == Format::Json {
+        output::json(&json!({
+            "dry_run": options.dry_run, "directories": dirs, "index": head.index, "epoch": head.epoch,
+            "made_at_s": head.made_at_s,
+        }));
+        return;
+    }
+    let would = if options.dry_run { "would make" } else { "made" };
+    println!("{would} {} from the state of log entry {}, map epoch {}", dirs.join(", "), head.index, head.epoch);
+    println!(
+        "what was decided after that backup is not known; start the members, then the OSDs: no placement group is"
+    );
+    println!("served before every OSD has said what its disk knows (cairn health shows who is awaited)");
+}

@@ -1,0 +1,155 @@
+//! A state that came from a backup: what is changed in it before it counts, and how PGs begin again.
+//!
+//! A backup is older than the disks. Whatever was given since (epochs, incarnations, generations, ids) must not be given
+//! again, so all of these leap; and the in-sync set that the backup names may be one that was left since, whose members
+//! lack acknowledged writes. So no PG has a primary until every OSD of the backup has registered and said which
+//! configuration of each PG its disk has seen. Configurations are made one after the other, so the newest of them is the
+//! one that counted last.
+
+use bytes::Bytes;
+use cairn_proto::meta::{ClusterRecord, MemberRecord, MembersRecord, OsdRecord, Pg, PgMemory, Restoring, VolumeRecord};
+use cairn_types::map::PgConfig;
+use cairn_types::{ConfVersion, OsdId, PgId};
+use prost::Message;
+
+use crate::machine::{Machine, Turn};
+use crate::pg::elect;
+use crate::refusal::Corrupt;
+use crate::{keys, record};
+
+/// More than any cluster counts between a backup and its end.
+const LEAP: u64 = 1 << 32;
+/// The same for numbers of 32 bits, given to pools and OSDs.
+const SMALL_LEAP: u32 = 1 << 12;
+
+/// What a restored state is to be.
+#[derive(Clone, Debug, Default)]
+pub struct Restoration {
+    /// The members it begins with.
+    pub members: Vec<(u64, String)>,
+    /// Names the new line of members.
+    pub lineage: [u8; 16],
+    /// The OSDs that must say what they know: see [`awaited`].
+    pub awaited: Vec<u32>,
+}
+
+/// Whether a record is that of an OSD which must be heard of again, and its number.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn awaited(key: &[u8], value: &[u8]) -> Result<Option<u32>, Corrupt> {
+    if !key.starts_with(keys::OSDS) {
+        return Ok(None);
+    }
+    let osd: OsdRecord = record::decode(key, value)?;
+    Ok(osd.osd.map(|osd| osd.id))
+}
+
+/// A record of a backup as the restored state has it.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn transform(restoration: &Restoration, key: &[u8], value: &Bytes) -> Result<Bytes, Corrupt> {
+    let kind = key.get(..1).unwrap_or_default();
+    let transformed = match kind {
+        _ if key == keys::CLUSTER => {
+            let mut cluster: ClusterRecord = record::decode(key, value)?;
+            cluster.epoch += LEAP;
+            cluster.next_volume += LEAP;
+            cluster.next_pool += SMALL_LEAP;
+            cluster.next_osd += SMALL_LEAP;
+            let awaited = restoration.awaited.clone();
+            cluster.restoring = (!awaited.is_empty()).then_some(Restoring { awaited });
+            cluster.encode_to_vec()
+        }
+        _ if key == keys::MEMBERS => {
+            let old: MembersRecord = record::decode(key, value)?;
+            restored_members(restoration, &old).encode_to_vec()
+        }
+        keys::OSDS => {
+            let mut osd: OsdRecord = record::decode(key, value)?;
+            osd.suspicions.clear();
+            if let Some(osd) = &mut osd.osd {
+                // Every life there ever was is over.
+                osd.incarnation += LEAP;
+                osd.dead_through = osd.incarnation;
+                osd.up = false;
+            }
+            osd.encode_to_vec()
+        }
+        keys::PGS => {
+            let mut pg: Pg = record::decode(key, value)?;
+            pg.primary = None;
+            pg.encode_to_vec()
+        }
+        keys::VOLUMES => {
+            let mut volume: VolumeRecord = record::decode(key, value)?;
+            volume.next_generation += LEAP;
+            volume.encode_to_vec()
+        }
+        _ => return Ok(value.clone()),
+    };
+    Ok(transformed.into())
+}
+
+fn restored_members(restoration: &Restoration, old: &MembersRecord) -> MembersRecord {
+    let member =
+        |(id, address): &(u64, String)| MemberRecord { id: *id, address: address.clone(), ..Default::default() };
+    let mut members: Vec<MemberRecord> = restoration.members.iter().map(member).collect();
+    members.sort_by_key(|m| m.id);
+    let genesis: Vec<u64> = members.iter().map(|m| m.id).collect();
+    let next_id = genesis.last().map_or(1, |last| last + 1).max(old.next_id);
+    let lineage = restoration.lineage.to_vec().into();
+    MembersRecord { members, next_id, genesis, lineage, leaving: Vec::new() }
+}
+
+impl Machine {
+    /// The OSDs that must still say what they know, after a restore.
+    #[must_use]
+    pub fn awaited_osds(&self) -> Vec<OsdId> {
+        let restoring = self.cluster.restoring.iter();
+        restoring.flat_map(|restoring| restoring.awaited.iter().copied().map(OsdId)).collect()
+    }
+
+    /// Until all have spoken, a PG keeps what is known of it and nobody leads it.
+    pub(crate) fn held_back(&self, id: PgId, next: PgConfig) -> PgConfig {
+        match self.map.pgs.get(&id).filter(|_| self.cluster.restoring.is_some()) {
+            Some(known) => PgConfig { up: next.up, primary: None, ..known.clone() },
+            None => next,
+        }
+    }
+
+    /// An OSD registered and said what its disk has seen. When it was the last one, the PGs begin again.
+    pub(crate) fn hear_memories(&mut self, turn: &mut Turn<'_>, osd: OsdId, memories: &[PgMemory]) {
+        let Some(restoring) = self.cluster.restoring.as_mut() else { return };
+        restoring.awaited.retain(|awaited| *awaited != osd.0);
+        let last = restoring.awaited.is_empty();
+        for memory in memories {
+            let id: PgId = memory.pg.unwrap_or_default().into();
+            let Some(known) = self.map.pgs.get(&id).filter(|known| memory.c > known.c.0) else { continue };
+            let isr: Vec<OsdId> = memory.isr.iter().copied().map(OsdId).collect();
+            let newer =
+                PgConfig { c: ConfVersion(memory.c), acting: isr.clone(), isr, backfill: Vec::new(), ..known.clone() };
+            self.put_pg(turn, id, newer);
+        }
+        if last {
+            self.begin_again(turn);
+        }
+    }
+
+    /// Of an OSD that will never come back nothing is awaited.
+    pub(crate) fn await_no_longer(&mut self, turn: &mut Turn<'_>, osd: OsdId) {
+        self.hear_memories(turn, osd, &[]);
+    }
+
+    fn begin_again(&mut self, turn: &mut Turn<'_>) {
+        self.cluster.restoring = None;
+        let pgs: Vec<(PgId, PgConfig)> = self.map.pgs.iter().map(|(id, pg)| (*id, pg.clone())).collect();
+        for (id, pg) in pgs.into_iter().filter(|(_, pg)| !pg.isr.is_empty()) {
+            let c = pg.c.next();
+            let mut next = PgConfig { c, interval: c, acting: pg.isr.clone(), backfill: Vec::new(), ..pg };
+            next.primary = elect(&self.map, &next, None);
+            self.put_pg(turn, id, next);
+        }
+    }
+}

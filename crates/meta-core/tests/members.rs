@@ -1,0 +1,200 @@
+//! The members' record, muted health checks, and a state that was restored from a backup.
+
+mod cluster;
+
+use bytes::Bytes;
+use cairn_meta_core::restore::{Restoration, awaited, transform};
+use cairn_meta_core::{Machine, MemoryState, health};
+use cairn_proto::meta::change_member_request::Change;
+use cairn_proto::meta::command::Payload;
+use cairn_proto::meta::command_reply::Result as Answer;
+use cairn_proto::meta::{
+    AddMember, BeginMembers, ChangeMemberReply, ChangeMemberRequest, Command, CommandError, CreatePoolRequest,
+    ErrorCode, Location, Member, MuteHealthRequest, Pool, PromoteMember, RegisterOsdRequest, UpdateMember,
+};
+use cairn_types::OsdId;
+use prost::Message;
+
+use cluster::Cluster;
+
+fn begun() -> Cluster {
+    let mut cluster = Cluster::new();
+    let members = (1..=3).map(|id| Member { id, address: format!("h{id}:1"), ..Member::default() }).collect();
+    cluster.run(Payload::BeginMembers(BeginMembers { members, lineage: Bytes::from_static(&[1; 16]) })).unwrap();
+    cluster
+}
+
+fn change(cluster: &mut Cluster, change: Change) -> Result<ChangeMemberReply, CommandError> {
+    let request = ChangeMemberRequest { change: Some(change), ..ChangeMemberRequest::default() };
+    match cluster.run(Payload::ChangeMember(request))? {
+        Answer::ChangeMember(reply) => Ok(reply),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn add(id: u64, address: &str, replaces: u64, directory: u8) -> Change {
+    let directory = if directory == 0 { Bytes::new() } else { vec![directory; 16].into() };
+    Change::Add(AddMember { id, address: address.into(), replaces, stay_learner: false, directory })
+}
+
+#[test]
+fn a_number_is_given_once() {
+    let mut cluster = begun();
+    let reply = change(&mut cluster, add(4, "h4:1", 0, 0)).unwrap();
+    assert_eq!((reply.member.unwrap().id, reply.genesis), (4, vec![1, 2, 3]));
+    assert_eq!(change(&mut cluster, add(9, "h5:1", 0, 0)).unwrap_err().code(), ErrorCode::FailedPrecondition);
+    change(&mut cluster, Change::Remove(4)).unwrap();
+    let again = change(&mut cluster, add(4, "h4:1", 0, 0)).unwrap_err();
+    assert_eq!((again.code(), again.message.contains("the number 5")), (ErrorCode::Conflict, true));
+    let gone = change(&mut cluster, Change::Remove(4)).unwrap_err();
+    assert_eq!((gone.code(), gone.message.as_str()), (ErrorCode::NotFound, "member 4 was removed"));
+    assert!(change(&mut cluster, add(5, "nowhere", 0, 0)).unwrap_err().message.contains("no address"));
+}
+
+#[test]
+fn a_learner_is_the_directory_that_began_as_it() {
+    let mut cluster = begun();
+    change(&mut cluster, add(4, "h4:1", 0, 0)).unwrap();
+    let claimed = change(&mut cluster, add(5, "h4:1", 0, 7)).unwrap();
+    assert_eq!(claimed.member.as_ref().unwrap().id, 4, "announced, and begun");
+    let again = change(&mut cluster, add(5, "h4:1", 0, 7)).unwrap();
+    assert_eq!(again.member.unwrap().id, 4, "asked again, it is the same");
+    let wiped = change(&mut cluster, add(5, "h4:1", 0, 8)).unwrap_err();
+    assert_eq!(wiped.code(), ErrorCode::IdentityMismatch);
+    assert!(wiped.remedy.contains("cairn meta remove 4"), "{}", wiped.remedy);
+}
+
+#[test]
+fn a_replacement_takes_its_place_in_one_step() {
+    let mut cluster = begun();
+    let taken = change(&mut cluster, add(4, "h2:1", 0, 1)).unwrap_err();
+    assert!(taken.remedy.contains("cairn meta replace 2"), "{taken:?}");
+    change(&mut cluster, add(4, "h2:1", 2, 1)).unwrap();
+    let wrong = Change::Promote(PromoteMember { id: 4, instead_of: 3 });
+    assert_eq!(change(&mut cluster, wrong).unwrap_err().code(), ErrorCode::FailedPrecondition);
+    let swapped = change(&mut cluster, Change::Promote(PromoteMember { id: 4, instead_of: 2 })).unwrap();
+    let ids: Vec<u64> = swapped.members.iter().map(|m| m.id).collect();
+    assert_eq!(ids, [1, 3, 4]);
+    assert_eq!(cluster.machine.members().leaving[0].id, 2, "its address is kept while raft needs it");
+    let moved = Change::Update(UpdateMember { id: 4, address: "h9:1".into() });
+    assert_eq!(change(&mut cluster, moved).unwrap().member.unwrap().address, "h9:1");
+    for id in [1, 3] {
+        change(&mut cluster, Change::Remove(id)).unwrap();
+    }
+    let last = change(&mut cluster, Change::Remove(4)).unwrap_err();
+    assert!(last.message.contains("the last one that votes"), "{}", last.message);
+}
+
+#[test]
+fn a_rehearsal_changes_nothing() {
+    let cluster = begun();
+    let request = ChangeMemberRequest { dry_run: true, change: Some(add(4, "h4:1", 0, 0)), mutation: None };
+    let reply = cluster.machine.rehearse_member(&cluster.state, &request).unwrap();
+    assert_eq!((reply.members.len(), cluster.machine.members().members.len()), (4, 3));
+}
+
+#[test]
+fn what_is_muted_is_shown_and_does_not_count_until_its_time() {
+    let mut cluster = Cluster::new();
+    cluster.add_disk("a", place("h1"), 1 << 40);
+    cluster.register("a").unwrap();
+    let mute = |code: &str, until_s, unmute| {
+        Payload::MuteHealth(MuteHealthRequest { mutation: None, code: code.into(), until_s, unmute })
+    };
+    let status = |cluster: &Cluster, now_s| {
+        let mut checks = health::health(&cluster.machine).checks;
+        health::mute(&cluster.machine, &mut checks, now_s);
+        let reply = health::summed_up(checks);
+        (reply.status.clone(), reply.checks.iter().filter(|check| check.muted).count())
+    };
+    assert_eq!(status(&cluster, 1000), ("WARN".to_owned(), 0), "there is no pool");
+    cluster.run(mute("NO_POOLS", 2000, false)).unwrap();
+    assert_eq!(status(&cluster, 1999), ("OK".to_owned(), 1));
+    assert_eq!(status(&cluster, 2000), ("WARN".to_owned(), 0), "its time is over");
+    cluster.run(mute("NO_POOLS", 0, false)).unwrap();
+    assert_eq!(status(&cluster, u64::MAX), ("OK".to_owned(), 1), "until it is unmuted");
+    cluster.run(mute("NO_POOLS", 0, true)).unwrap();
+    assert_eq!(status(&cluster, 1000), ("WARN".to_owned(), 0));
+    let unknown = cluster.run(mute("NO_POLS", 0, false)).unwrap_err();
+    assert!(unknown.remedy.contains("NO_POOLS"), "{unknown:?}");
+    assert_eq!(cluster.run(mute("OSD_DOWN", 5, false)).unwrap_err().code(), ErrorCode::InvalidArgument);
+}
+
+fn place(host: &str) -> Location {
+    Location { host: host.into(), ..Location::default() }
+}
+
+/// A cluster of three OSDs with a pool, its state as a backup has it, restored.
+fn restored(lost: &[u32]) -> (Cluster, MemoryState) {
+    let mut cluster = begun();
+    for (name, host) in [("a", "h1"), ("b", "h2"), ("c", "h3")] {
+        cluster.add_disk(name, place(host), 1 << 40);
+        cluster.register(name).unwrap();
+    }
+    let pool = Pool { name: "p".into(), size: 3, min_size: 2, pg_count: 4, ..Pool::default() };
+    cluster.run(Payload::CreatePool(CreatePoolRequest { pool: Some(pool), ..Default::default() })).unwrap();
+    let records: Vec<(Bytes, Bytes)> = cluster.state.records().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let osds = records.iter().filter_map(|(k, v)| awaited(k, v).unwrap()).filter(|osd| !lost.contains(osd)).collect();
+    let members = vec![(7, "new:1".to_owned())];
+    let restoration = Restoration { members, lineage: [9; 16], awaited: osds };
+    let state = records.iter().map(|(k, v)| (k.clone(), transform(&restoration, k, v).unwrap())).collect();
+    (cluster, state)
+}
+
+fn apply(machine: &mut Machine, state: &mut MemoryState, index: u64, payload: Payload) -> Answer {
+    let command = Command { version: 1, now_s: 5000, payload: Some(payload), ..Command::default() };
+    let applied = machine.apply(&*state, index, &command.encode_to_vec()).unwrap();
+    state.write(&applied.batch);
+    assert_eq!(Machine::open(&*state).unwrap().map(), machine.map(), "what is in memory is what was written");
+    applied.reply.result.unwrap()
+}
+
+#[test]
+fn after_a_restore_the_newest_configuration_that_any_disk_knows_counts() {
+    let (cluster, mut state) = restored(&[]);
+    let before = cluster.machine.map().clone();
+    let mut machine = Machine::open(&state).unwrap();
+    assert!(machine.map().epoch.0 > before.epoch.0 + (1 << 31));
+    assert_eq!(machine.members().members.iter().map(|m| m.id).collect::<Vec<_>>(), [7]);
+    assert!(machine.members().next_id == 8 && machine.members().lineage[..] == [9; 16]);
+    assert!(machine.map().osds.values().all(|osd| !osd.up && osd.dead_through == osd.incarnation));
+    let id = *machine.map().pgs.keys().next().unwrap();
+    let stale = machine.map().pgs[&id].clone();
+    // Since the backup the PG moved on: c lost its place, and a and b took writes without it.
+    let newest: Vec<OsdId> = stale.isr.iter().copied().filter(|osd| osd.0 != cluster.osd("c")).collect();
+    let known = |c: u64, isr: &[OsdId]| {
+        let isr = isr.iter().map(|osd| osd.0).collect();
+        cairn_proto::meta::PgMemory { pg: Some(id.into()), c, isr }
+    };
+    let memories = [
+        ("a", known(stale.c.0 + 4, &newest)),
+        ("c", known(stale.c.0, &stale.isr)),
+        ("b", known(stale.c.0 + 4, &newest)),
+    ];
+    for (index, (name, memory)) in memories.into_iter().enumerate() {
+        assert!(machine.map().pgs.values().all(|pg| pg.primary.is_none()), "nobody leads before all have spoken");
+        let codes: Vec<String> = health::health(&machine).checks.into_iter().map(|check| check.code).collect();
+        assert!(codes.contains(&"META_RESTORED".to_owned()), "{codes:?}");
+        let disk = &cluster.disks[name];
+        let request = RegisterOsdRequest {
+            last_incarnation: disk.incarnation + 2,
+            memories: vec![memory],
+            ..disk.register.clone()
+        };
+        let answer = apply(&mut machine, &mut state, 1000 + index as u64, Payload::RegisterOsd(request));
+        assert!(matches!(answer, Answer::RegisterOsd(_)), "{answer:?}");
+    }
+    let now = &machine.map().pgs[&id];
+    assert_eq!((&now.isr, &now.acting), (&newest, &newest), "the stale member is not in sync");
+    assert!(now.c.0 > stale.c.0 + 4 && now.primary.is_some_and(|osd| newest.contains(&osd)), "{now:?}");
+    assert!(machine.awaited_osds().is_empty() && machine.map().pgs.values().all(|pg| pg.primary.is_some()));
+}
+
+#[test]
+fn an_osd_that_is_lost_for_ever_is_not_awaited() {
+    let (cluster, _) = restored(&[]);
+    let lost = cluster.osd("b");
+    let (_, state) = restored(&[lost]);
+    let machine = Machine::open(&state).unwrap();
+    assert!(!machine.awaited_osds().contains(&OsdId(lost)) && machine.awaited_osds().len() == 2);
+}
