@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::leftovers;
 use crate::shell;
 
 /// A running cluster. Dropping it takes everything away.
@@ -195,31 +196,17 @@ impl Cluster {
     pub fn reset(&mut self) -> Result<()> {
         self.gone = true;
         shell::run(&mut self.cairn(&["reset", "--yes"]))?;
-        self.check_nothing_left()
+        leftovers::check(&self.dir, &[self.attach()])
     }
 
     /// A loop device over one of the cluster's volumes, by its folder in `/sys/block`.
     #[must_use]
     pub fn volume_loop(&self) -> Option<String> {
-        volume_loop(&self.dir.join("attach"))
+        leftovers::volume_loop(&self.attach())
     }
 
-    fn check_nothing_left(&self) -> Result<()> {
-        let dir = self.dir.to_string_lossy().into_owned();
-        if self.dir.exists() {
-            bail!("{dir} is still there");
-        }
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        if let Some(line) = mounts.lines().find(|line| line.contains(&dir)) {
-            bail!("a mount is left: {line}");
-        }
-        if let Some(left) = self.volume_loop() {
-            bail!("a loop device is left: {left}");
-        }
-        if let Some(left) = processes_naming(&dir) {
-            bail!("a process is left: {left}");
-        }
-        Ok(())
+    fn attach(&self) -> PathBuf {
+        self.dir.join("attach")
     }
 }
 
@@ -239,7 +226,7 @@ impl Drop for Cluster {
 }
 
 /// The finished binary: what `CAIRN_BIN` names, or what cargo built last.
-fn binary() -> Result<PathBuf> {
+pub(crate) fn binary() -> Result<PathBuf> {
     if let Some(named) = std::env::var_os("CAIRN_BIN") {
         return Ok(named.into());
     }
@@ -248,37 +235,8 @@ fn binary() -> Result<PathBuf> {
     binary.exists().then_some(binary).context("there is no target/debug/cairn; run `cargo build`, or set CAIRN_BIN")
 }
 
-/// A loop device over a volume of one attach daemon. Its backing file lies in no directory; its name begins with
-/// FNV-1a of the daemon's, so that other clusters of this machine are not taken for ours.
-fn volume_loop(attach: &Path) -> Option<String> {
-    let bytes = attach.as_os_str().as_encoded_bytes();
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    let prefix = format!("/cairn-{:012x}-", bytes.iter().fold(0xcbf2_9ce4_8422_2325, step) >> 16);
-    std::fs::read_dir("/sys/block").into_iter().flatten().flatten().find_map(|device| {
-        let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-        backing.starts_with(&prefix).then(|| device.path().display().to_string())
-    })
-}
-
 fn resident_kib(pid: u64) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok()).unwrap_or(0)
-}
-
-/// A process other than ours whose command line names the directory.
-fn processes_naming(dir: &str) -> Option<String> {
-    let own = std::process::id().to_string();
-    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-        let pid = entry.file_name().to_string_lossy().into_owned();
-        if pid == own || !pid.bytes().all(|byte| byte.is_ascii_digit()) {
-            continue;
-        }
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains(dir) {
-            return Some(format!("{pid}: {line}"));
-        }
-    }
-    None
 }

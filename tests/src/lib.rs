@@ -6,7 +6,20 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod fio;
+mod fsx;
+pub mod history;
+mod hosts;
+pub mod interrupt;
+mod leftovers;
+mod netns;
+mod rng;
 mod shell;
 
 pub use cluster::{Cluster, UpOptions};
-pub use shell::{capture, cargo, find_program, output, root, run, until, wait_for};
+pub use fio::Verifier;
+pub use fsx::Fsx;
+pub use hosts::{Hosts, SMALL_DISK, Signal};
+pub use netns::{Cut, Network, address};
+pub use rng::Rng;
+pub use shell::{capture, cargo, device_len, find_program, output, root, run, until, wait_for};

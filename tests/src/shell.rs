@@ -89,6 +89,15 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<
     }
 }
 
+/// Bytes of an open device or file.
+///
+/// # Errors
+/// When it has no end.
+pub fn device_len(mut device: &std::fs::File) -> Result<u64> {
+    use std::io::Seek;
+    device.seek(std::io::SeekFrom::End(0)).context("the device has no end")
+}
+
 fn show(command: &Command) -> String {
     let mut words =
         vec![Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned()];

@@ -9,7 +9,7 @@ use clap::Args;
 use crate::machine::{self, Need};
 use cairn_tests::cargo;
 
-use crate::{demo, mutants, tidy};
+use crate::{demo, faults, mutants, tidy};
 
 /// The version of cargo-deny that the gate is written for.
 const CARGO_DENY: &str = "0.20.2";
@@ -68,7 +68,8 @@ pub(crate) fn test(options: &TestOptions) -> Result<()> {
     machine::check_host()?;
     // One at a time: each starts a cluster of its own on a machine that may have two cores.
     cairn_tests::run(&mut cargo(&["test", "--package", "cairn-tests", "--locked", "--", "--test-threads=1"]))?;
-    demo::run(&demo::Options::for_ci())
+    demo::run(&demo::Options::for_ci())?;
+    faults::run(&faults::Options::for_ci())
 }
 
 /// Seeds of the simulation that every change must pass.

@@ -1,4 +1,4 @@
-//! Project automation: `cargo xtask demo | test | ci | tidy | sim | mutants`.
+//! Project automation: `cargo xtask demo | test | ci | tidy | sim | mutants | faults`.
 //!
 //! This program decides nothing about the product. It prepares the machine (saying so), calls cargo, and tells the
 //! demonstration's story by driving the `cairn` binary and `kubectl` the way a person would. It links none of the
@@ -8,6 +8,7 @@
 
 mod ci;
 mod demo;
+mod faults;
 mod machine;
 mod mutants;
 mod report;
@@ -36,6 +37,8 @@ enum Task {
     Sim(ci::SimOptions),
     /// Plant each known bug in the code under simulation, and find it.
     Mutants(mutants::Options),
+    /// Let hosts, processes, links and disks fail under clients that check every byte.
+    Faults(faults::Options),
 }
 
 fn main() -> std::process::ExitCode {
@@ -56,5 +59,6 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Tidy => tidy::run(),
         Task::Sim(options) => ci::sim(&options),
         Task::Mutants(options) => mutants::run(&options),
+        Task::Faults(options) => faults::run(&options),
     }
 }

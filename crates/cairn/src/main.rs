@@ -4,6 +4,7 @@
 
 mod admin;
 mod failure;
+mod form;
 mod kube;
 mod output;
 mod roles;
@@ -38,6 +39,15 @@ struct Cli {
 enum Verb {
     /// Start a whole cluster on this host, and wait until it is healthy.
     Up(up::Up),
+    /// Make a cluster of several hosts, beginning with this one; prints the command by which others join.
+    Init(form::Init),
+    /// Make this host part of a cluster.
+    Join(form::Join),
+    /// Join tokens: create.
+    Token {
+        #[command(subcommand)]
+        verb: form::TokenVerb,
+    },
     /// Stop a cluster of this host; its data stays.
     Down(up::Down),
     /// Stop a cluster of this host and delete everything of it.
@@ -138,6 +148,9 @@ fn run(verb: Verb) -> Outcome {
 async fn command(verb: Verb) -> Outcome {
     match verb {
         Verb::Up(options) => up::up(options).await,
+        Verb::Init(options) => form::init(options).await,
+        Verb::Join(options) => form::join(options).await,
+        Verb::Token { verb } => form::token(verb),
         Verb::Down(options) => up::down(options).await,
         Verb::Reset(options) => up::take_away(options).await,
         Verb::Status { target } => admin::status(&target).await,

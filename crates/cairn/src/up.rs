@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use cairn_host::cluster::Orchestrator;
 use cairn_host::supervisor::State;
 use cairn_host::{Cluster, ClusterOptions, Layout, pki, reset};
 use clap::Args;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::Metadata;
 use crate::failure::{Code, Failure, Outcome};
 use crate::kube::Scope;
-use crate::{kube as verbs, size};
+use crate::{form, kube as verbs, size};
 
 /// What `up` applies when the orchestrator serves: the driver and the default class.
 const MANIFESTS: &str = concat!(
@@ -98,11 +99,14 @@ pub(crate) async fn up(options: Up) -> Outcome {
         return Err(Failure::new(Code::Failed, message));
     }
     let cluster = decide(&layout, &options)?;
+    if cluster.network.is_some() {
+        return form::resume(&layout, &cluster).await;
+    }
     start_supervisor(&layout)?;
     let metadata = Metadata::of_cluster(&cluster)?;
     storage(&metadata, &cluster, &say).await.map_err(|failure| with_log(failure, &layout))?;
-    if cluster.orchestrator {
-        orchestrator(&layout, &cluster, &say).await.map_err(|failure| with_log(failure, &layout))?;
+    if let Some(part) = &cluster.orchestrator {
+        orchestrator(&layout, &cluster, part, &say).await.map_err(|failure| with_log(failure, &layout))?;
     }
     println!("HEALTHY after {:.2} s", start.elapsed().as_secs_f64());
     if !options.quiet {
@@ -112,25 +116,31 @@ pub(crate) async fn up(options: Up) -> Outcome {
 }
 
 fn decide(layout: &Layout, options: &Up) -> Result<Cluster, Failure> {
-    let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
     let wanted = ClusterOptions {
         members: options.members,
         osds: options.osds,
         osd_size: options.osd_size,
         base_port: options.base_port,
         orchestrator: !options.storage_only,
-        node: options.node.clone().unwrap_or(host),
+        node: options.node.clone().unwrap_or_else(host_name),
         restart_delay_ms: options.restart_delay_ms,
     };
     let cluster =
         Cluster::load_or_create(layout, &wanted).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
-    pki::ensure(layout, &cluster.node, &cluster.api_address())
-        .map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    if let Some(orchestrator) = &cluster.orchestrator {
+        pki::ensure(layout, &cluster.node, &orchestrator.api_address())
+            .map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    }
     Ok(cluster)
 }
 
+/// What the machine calls itself.
+pub(crate) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().to_lowercase()
+}
+
 /// Its own process group and no terminal: it outlives this command.
-fn start_supervisor(layout: &Layout) -> Outcome {
+pub(crate) fn start_supervisor(layout: &Layout) -> Outcome {
     use std::os::unix::process::CommandExt;
     let log_file = layout.log().join("supervisor.log");
     let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_file);
@@ -155,14 +165,15 @@ async fn storage(metadata: &Metadata, cluster: &Cluster, say: &impl Fn(&str)) ->
         metadata.status().await.ok().filter(|status| status.leader_id != 0).map(|status| status.leader_id)
     })
     .await?;
-    say(&format!("metadata: member {leader} leads {} members", cluster.meta_ports.len()));
+    say(&format!("metadata: member {leader} leads {} members", cluster.members.len()));
+    let osds = cluster.disks.len();
     wait("the OSDs to join", async || {
         let map = metadata.map().await.ok()?;
-        (map.osds.values().filter(|osd| osd.up).count() >= cluster.osds as usize).then_some(())
+        (map.osds.values().filter(|osd| osd.up).count() >= osds).then_some(())
     })
     .await?;
-    say(&format!("storage: {} OSDs are up", cluster.osds));
-    if metadata.create_default_pool(cluster.osds).await? {
+    say(&format!("storage: {osds} OSDs are up"));
+    if metadata.create_default_pool(osds as u32).await? {
         say("storage: made pool `default`; its copies lie on different OSDs of this one host (failure domain osd)");
     }
     wait("the placement groups to become active", async || {
@@ -173,16 +184,16 @@ async fn storage(metadata: &Metadata, cluster: &Cluster, say: &impl Fn(&str)) ->
     Ok(())
 }
 
-async fn orchestrator(layout: &Layout, cluster: &Cluster, say: &impl Fn(&str)) -> Outcome {
+async fn orchestrator(layout: &Layout, cluster: &Cluster, part: &Orchestrator, say: &impl Fn(&str)) -> Outcome {
     let scope = Scope { namespace: None, kubeconfig: Some(layout.kubeconfig()), dir: layout.root().into() };
     let (client, namespace) = verbs::client(&scope).await?;
     wait("the API server to answer", async || client.apiserver_version().await.ok().map(|_| ())).await?;
-    say(&format!("orchestrator: the API server answers on {}", cluster.api_address()));
+    say(&format!("orchestrator: the API server answers on {}", part.api_address()));
     let mut lines = Vec::new();
     verbs::apply_text(&client, &namespace, MANIFESTS, false, &mut |line| lines.push(line)).await?;
     lines.iter().for_each(|line| say(&format!("orchestrator: {line}")));
     // What the API says of the node may be from the cluster's last run; the agent itself is not.
-    wait("the agent to serve", async || tokio::net::TcpStream::connect(cluster.agent_address()).await.ok()).await?;
+    wait("the agent to serve", async || tokio::net::TcpStream::connect(part.agent_address()).await.ok()).await?;
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client.clone());
     let drivers: Api<k8s_openapi::api::storage::v1::CSINode> = Api::all(client);
     wait("the node to become Ready", async || {
@@ -201,7 +212,7 @@ async fn orchestrator(layout: &Layout, cluster: &Cluster, say: &impl Fn(&str)) -
 }
 
 /// Asks every 20 ms until there is an answer.
-async fn wait<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> Result<T, Failure> {
+pub(crate) async fn wait<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> Result<T, Failure> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask().await {
@@ -215,7 +226,7 @@ async fn wait<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> Result<
     }
 }
 
-fn with_log(failure: Failure, layout: &Layout) -> Failure {
+pub(crate) fn with_log(failure: Failure, layout: &Layout) -> Failure {
     let hint = format!("the logs in {} say more; `cairn reset` takes the cluster away", layout.log().display());
     Failure::new(failure.code, format!("{failure}; {hint}"))
 }
@@ -225,11 +236,12 @@ fn next_steps(layout: &Layout, cluster: &Cluster) {
     println!("\nNext:");
     println!("  cairn status --dir {dir}");
     println!("  cairn health --dir {dir}");
-    if cluster.orchestrator {
+    if cluster.orchestrator.is_some() {
         println!("  export KUBECONFIG={}", layout.kubeconfig().display());
         println!("  kubectl get nodes          (or: cairn get nodes)");
     }
-    let page = cairn_host::roles::metrics_socket(layout, "meta-1");
+    let measured = cluster.own_members.first().map_or_else(|| "csi".to_owned(), |id| format!("meta-{id}"));
+    let page = cairn_host::roles::metrics_socket(layout, &measured);
     println!("  curl --unix-socket {} http://localhost/metrics      (every role has such a page)", page.display());
     println!("  cairn down --dir {dir}       stops it, and keeps its data");
     println!("  cairn reset --dir {dir} --yes");
@@ -247,8 +259,17 @@ pub(crate) async fn down(options: Down) -> Outcome {
 pub(crate) async fn take_away(options: Reset) -> Outcome {
     let layout = existing(&options.dir)?;
     let root = layout.root().display().to_string();
+    // A description that cannot be read is no reason to keep it.
+    let cluster = Cluster::load(&layout).ok().flatten();
+    let outside = cluster.as_ref().map(|cluster| form::disks_outside(&layout, cluster)).unwrap_or_default();
     if !options.yes {
-        println!("would stop the cluster in {root}, delete every volume, and remove the directory");
+        if cluster.is_some_and(|cluster| cluster.network.is_some()) {
+            println!(
+                "would stop this host's part of the cluster and remove {root}: its metadata, and its copies of the data"
+            );
+        } else {
+            println!("would stop the cluster in {root}, delete every volume, and remove the directory");
+        }
         if options.dry_run {
             return Ok(());
         }
@@ -256,22 +277,30 @@ pub(crate) async fn take_away(options: Reset) -> Outcome {
     }
     reset::reset(&layout).await.map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
     println!("{root} is gone");
+    for device in outside {
+        println!("{} is left as it is; wipe its first MiB to use it for something else", device.display());
+    }
     Ok(())
 }
 
 /// The process behind `up`.
 pub(crate) async fn supervise(options: Supervise) -> Outcome {
     let layout = existing(&options.dir)?;
-    let cluster = Cluster::load(&layout).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
-    let cluster = cluster.ok_or_else(|| Failure::new(Code::NotFound, "there is no cluster; `cairn up` makes one"))?;
+    let cluster = described(&layout)?;
     let binary = std::env::current_exe().map_err(Failure::while_("cannot find this binary"))?;
     cairn_host::supervise(layout, cluster, binary, CancellationToken::new())
         .await
         .map_err(|error| Failure::new(Code::Failed, error.to_string()))
 }
 
+/// What was decided for this host.
+pub(crate) fn described(layout: &Layout) -> Result<Cluster, Failure> {
+    let cluster = Cluster::load(layout).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    cluster.ok_or_else(|| Failure::new(Code::NotFound, "there is no cluster; `cairn up` or `cairn init` makes one"))
+}
+
 /// The layout of a cluster that must be there already.
-fn existing(dir: &Path) -> Result<Layout, Failure> {
+pub(crate) fn existing(dir: &Path) -> Result<Layout, Failure> {
     if !dir.join("cluster.json").exists() {
         let message = format!("there is no cluster in {}; name its directory with --dir", dir.display());
         return Err(Failure::new(Code::NotFound, message));

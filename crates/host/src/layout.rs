@@ -80,6 +80,12 @@ impl Layout {
         self.root.join("cluster.json")
     }
 
+    /// Whom the first host lets in; mode 0600.
+    #[must_use]
+    pub fn invitations(&self) -> PathBuf {
+        self.pki().join("invitations.json")
+    }
+
     /// Which processes run now.
     #[must_use]
     pub fn state_file(&self) -> PathBuf {
@@ -94,7 +100,7 @@ impl Layout {
 
     /// Data of one metadata member.
     #[must_use]
-    pub fn meta(&self, id: u32) -> PathBuf {
+    pub fn meta(&self, id: u64) -> PathBuf {
         self.root.join(format!("meta-{id}"))
     }
 

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod join;
 pub mod layout;
 mod mounts;
 pub mod pki;

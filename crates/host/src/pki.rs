@@ -11,6 +11,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
 
 use crate::Layout;
 
@@ -20,8 +23,8 @@ pub enum PkiError {
     /// A key or certificate could not be generated.
     #[error("cannot make a certificate: {0}")]
     Generate(#[from] rcgen::Error),
-    /// A file could not be written.
-    #[error("cannot write {0}: {1}")]
+    /// A file could not be written or read.
+    #[error("cannot use {0}: {1}")]
     Write(PathBuf, std::io::Error),
 }
 
@@ -63,6 +66,36 @@ pub fn ensure(layout: &Layout, node: &str, api_address: &str) -> Result<(), PkiE
     let admin = std::fs::read_to_string(pki.join("admin.kubeconfig"))
         .map_err(|error| PkiError::Write(pki.join("admin.kubeconfig"), error))?;
     write_private(&layout.kubeconfig(), &admin)
+}
+
+/// Makes the authority of a cluster of several hosts, whose key stays on this one, and the certificate of the door at
+/// which the others knock. The hash of the authority's certificate, which tokens carry.
+///
+/// # Errors
+/// When a key cannot be generated or a file not written.
+pub fn found(layout: &Layout) -> Result<[u8; 32], PkiError> {
+    let authority = authority()?;
+    let pki = layout.pki();
+    write_private(&pki.join("ca.key"), &authority.key().serialize_pem())?;
+    write_private(&pki.join("ca.crt"), &authority.pem())?;
+    let mut params = params(vec!["cairn-join".to_owned()], "cairn-join", &[])?;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &authority)?;
+    write_private(&pki.join("door.crt"), &certificate.pem())?;
+    write_private(&pki.join("door.key"), &key.serialize_pem())?;
+    Ok(Sha256::digest(authority.der()).into())
+}
+
+/// The hash of the authority's certificate, from its file.
+///
+/// # Errors
+/// When there is none that can be read.
+pub fn authority_hash(layout: &Layout) -> Result<[u8; 32], PkiError> {
+    let file = layout.pki().join("ca.crt");
+    let certificate = CertificateDer::from_pem_file(&file)
+        .map_err(|error| PkiError::Write(file, std::io::Error::other(error.to_string())))?;
+    Ok(Sha256::digest(&certificate).into())
 }
 
 fn authority() -> Result<CertifiedIssuer<'static, KeyPair>, PkiError> {
@@ -125,7 +158,8 @@ fn base64(text: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(text)
 }
 
-fn write_private(file: &Path, text: &str) -> Result<(), PkiError> {
+/// A file that only its owner reads.
+pub(crate) fn write_private(file: &Path, text: &str) -> Result<(), PkiError> {
     let open = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
     open.and_then(|mut open| open.write_all(text.as_bytes())).map_err(|error| PkiError::Write(file.into(), error))
 }

@@ -15,8 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Removes every pod and every exported device of this host.
 pub(crate) async fn pods_and_devices(layout: &Layout, cluster: &Cluster) {
-    if cluster.orchestrator {
-        let settings = runtime::settings(layout, cluster);
+    if let Some(orchestrator) = &cluster.orchestrator {
+        let settings = runtime::settings(layout, orchestrator);
         within(PATIENCE, "removing the pods", async {
             containerd::remove_pods(&settings).await.map_err(|error| error.to_string())
         })

@@ -55,6 +55,20 @@ pub async fn down(layout: &Layout) -> Result<bool, ResetError> {
     Ok(ran)
 }
 
+/// A daemon that was killed may take a moment to be gone, with the last of its I/O.
+async fn remove_devices(layout: &Layout) -> Result<(), cairn_attach::Error> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let outcome = cairn_attach::teardown(&layout.attach(), &layout.socket("keeper")).await;
+        match outcome {
+            Err(cairn_attach::Error::AlreadyRunning(_)) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Stops a cluster and removes everything of it.
 ///
 /// # Errors
@@ -63,14 +77,14 @@ pub async fn reset(layout: &Layout) -> Result<(), ResetError> {
     down(layout).await?;
     let mut left = Vec::new();
     if let Ok(Some(cluster)) = Cluster::load(layout)
-        && cluster.orchestrator
+        && let Some(orchestrator) = &cluster.orchestrator
     {
-        left = containerd::sweep(&runtime::settings(layout, &cluster));
+        left = containerd::sweep(&runtime::settings(layout, orchestrator));
     }
     let root = layout.root();
     // Filesystems on our devices first, then the devices, then whatever else is mounted here.
     mounts::beneath(&layout.agent()).iter().for_each(|point| mounts::unmount(point));
-    cairn_attach::teardown(&layout.attach(), &layout.socket("keeper")).await?;
+    remove_devices(layout).await?;
     mounts::beneath(root).iter().for_each(|point| mounts::unmount(point));
     if !left.is_empty() {
         return Err(ResetError::Containers(left));

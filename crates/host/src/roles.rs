@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use crate::cluster::{Member, Orchestrator, OsdDisk};
 use crate::{Cluster, Layout, runtime};
 
 /// One process to keep running.
@@ -45,17 +46,18 @@ pub enum RoleKind {
 #[must_use]
 pub fn all(layout: &Layout, cluster: &Cluster) -> Vec<Role> {
     let mut roles = Vec::new();
-    roles.extend((1..=cluster.meta_ports.len() as u32).map(|id| meta(layout, cluster, id)));
-    roles.extend((0..cluster.osds).map(|number| osd(layout, cluster, number)));
+    let own = |member: &&Member| cluster.own_members.contains(&member.id);
+    roles.extend(cluster.members.iter().filter(own).map(|member| meta(layout, cluster, member)));
+    roles.extend(cluster.disks.iter().map(|disk| osd(layout, cluster, disk)));
     roles.push(keeper(layout));
     roles.push(attach(layout, cluster));
     roles.push(csi(layout, cluster));
-    if cluster.orchestrator {
-        roles.push(apiserver(layout, cluster));
-        roles.push(containerd(layout, cluster));
+    if let Some(orchestrator) = &cluster.orchestrator {
+        roles.push(apiserver(layout, cluster, orchestrator));
+        roles.push(containerd(layout, orchestrator));
         roles.push(controllers(layout));
         roles.push(scheduler(layout));
-        roles.push(agent(layout, cluster));
+        roles.push(agent(layout, cluster, orchestrator));
     }
     roles
 }
@@ -66,31 +68,41 @@ pub fn metrics_socket(layout: &Layout, role: &str) -> PathBuf {
     layout.socket(&format!("{role}.metrics"))
 }
 
-/// The address by which an OSD is known in the map.
+/// The address of an OSD that only this host reaches.
 #[must_use]
-pub fn osd_address(layout: &Layout, number: u32) -> String {
-    format!("unix:{}", layout.socket(&format!("osd-{number}")).display())
+pub(crate) fn osd_socket(layout: &Layout, slot: u32) -> String {
+    format!("unix:{}", layout.socket(&format!("osd-{slot}")).display())
 }
 
-fn meta(layout: &Layout, cluster: &Cluster, id: u32) -> Role {
-    let endpoints = cluster.meta_endpoints();
-    let members: Vec<String> = endpoints.iter().zip(1..).map(|(address, id)| format!("{id}={address}")).collect();
+fn meta(layout: &Layout, cluster: &Cluster, member: &Member) -> Role {
+    let members: Vec<String> =
+        cluster.members.iter().map(|member| format!("{}={}", member.id, member.address)).collect();
     let args = Args::of("meta")
-        .with("--id", id)
-        .with("--dir", layout.meta(id).display())
-        .with("--listen", &endpoints[id as usize - 1])
-        .with("--members", members.join(","));
-    args.measured_role(layout, format!("meta-{id}"), RoleKind::Meta)
+        .with("--id", member.id)
+        .with("--dir", layout.meta(member.id).display())
+        .with("--listen", &member.address)
+        .with("--members", members.join(","))
+        .insecure_where_asked(cluster);
+    args.measured_role(layout, format!("meta-{}", member.id), RoleKind::Meta)
 }
 
-fn osd(layout: &Layout, cluster: &Cluster, number: u32) -> Role {
-    let args = Args::of("osd")
-        .with("--device", layout.osd_device(number).display())
-        .with("--size", cluster.osd_size)
+fn osd(layout: &Layout, cluster: &Cluster, disk: &OsdDisk) -> Role {
+    let mut args = Args::of("osd")
+        .with("--device", disk.device.display())
         .with("--meta", cluster.meta_endpoints().join(","))
-        .with("--listen", osd_address(layout, number))
-        .with("--host", &cluster.node);
-    args.measured_role(layout, format!("osd-{number}"), RoleKind::Osd)
+        .with("--listen", &disk.listen)
+        .with("--host", &cluster.node)
+        .with("--rack", &cluster.rack)
+        .with("--zone", &cluster.zone)
+        .with("--device-class", &disk.device_class)
+        .insecure_where_asked(cluster);
+    if let Some(size) = disk.size {
+        args = args.with("--size", size);
+    }
+    if let Some(file) = &disk.inject_disk_faults {
+        args = args.with("--inject-disk-faults", file.display());
+    }
+    args.measured_role(layout, disk.role_name(), RoleKind::Osd)
 }
 
 fn keeper(layout: &Layout) -> Role {
@@ -117,10 +129,10 @@ fn csi(layout: &Layout, cluster: &Cluster) -> Role {
     args.measured_role(layout, "csi".into(), RoleKind::Csi)
 }
 
-fn apiserver(layout: &Layout, cluster: &Cluster) -> Role {
+fn apiserver(layout: &Layout, cluster: &Cluster, orchestrator: &Orchestrator) -> Role {
     let pki = layout.pki();
     let args = Args::of("apiserver")
-        .with("--listen", cluster.api_address())
+        .with("--listen", orchestrator.api_address())
         .with("--etcd", cluster.meta_endpoints().join(","))
         .with("--cert", pki.join("apiserver.crt").display())
         .with("--key", pki.join("apiserver.key").display())
@@ -131,8 +143,8 @@ fn apiserver(layout: &Layout, cluster: &Cluster) -> Role {
     args.measured_role(layout, "apiserver".into(), RoleKind::ApiServer)
 }
 
-fn containerd(layout: &Layout, cluster: &Cluster) -> Role {
-    let (program, args) = runtime::settings(layout, cluster).command();
+fn containerd(layout: &Layout, orchestrator: &Orchestrator) -> Role {
+    let (program, args) = runtime::settings(layout, orchestrator).command();
     Role { name: "containerd".into(), kind: RoleKind::Containerd, program: Some(program.into()), args }
 }
 
@@ -151,9 +163,9 @@ fn scheduler(layout: &Layout) -> Role {
     )
 }
 
-fn agent(layout: &Layout, cluster: &Cluster) -> Role {
+fn agent(layout: &Layout, cluster: &Cluster, orchestrator: &Orchestrator) -> Role {
     let pki = layout.pki();
-    let settings = runtime::settings(layout, cluster);
+    let settings = runtime::settings(layout, orchestrator);
     let args = Args::of("agent")
         .with("--node", &cluster.node)
         .with("--kubeconfig", pki.join("node.kubeconfig").display())
@@ -161,7 +173,7 @@ fn agent(layout: &Layout, cluster: &Cluster) -> Role {
         .with("--cgroup-parent", &settings.cgroup_parent)
         .with("--root", layout.agent().display())
         .with("--registration-dir", layout.plugin_registry().display())
-        .with("--listen", cluster.agent_address())
+        .with("--listen", orchestrator.agent_address())
         .with("--cert", pki.join("agent.crt").display())
         .with("--key", pki.join("agent.key").display())
         .with("--client-ca", pki.join("ca.crt").display());
@@ -185,6 +197,13 @@ impl Args {
     fn measured_role(self, layout: &Layout, name: String, kind: RoleKind) -> Role {
         let socket = metrics_socket(layout, &name);
         self.with("--metrics", format!("unix:{}", socket.display())).role(name, kind)
+    }
+
+    fn insecure_where_asked(mut self, cluster: &Cluster) -> Self {
+        if cluster.network.as_ref().is_some_and(|network| network.insecure_listen) {
+            self.0.push("--insecure-listen".to_owned());
+        }
+        self
     }
 
     fn role(self, name: String, kind: RoleKind) -> Role {

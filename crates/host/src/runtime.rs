@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use cairn_agent::containerd::{self, Settings};
 
-use crate::{Cluster, Layout};
+use crate::Layout;
+use crate::cluster::Orchestrator;
 
 /// Debian's static busybox, in the places it has been.
 const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
@@ -17,14 +18,14 @@ const BUSYBOX_REFERENCE: &str = "docker.io/library/busybox:latest";
 
 /// The settings that belong to this cluster alone: clusters side by side differ in directory, bridge and subnet.
 #[must_use]
-pub fn settings(layout: &Layout, cluster: &Cluster) -> Settings {
+pub fn settings(layout: &Layout, orchestrator: &Orchestrator) -> Settings {
     Settings {
         root: layout.containerd(),
-        bridge: format!("cairn{}", cluster.api_port),
-        subnet: Ipv4Addr::new(10, cluster.pod_network, (cluster.api_port / 128) as u8, 0),
+        bridge: format!("cairn{}", orchestrator.api_port),
+        subnet: Ipv4Addr::new(10, orchestrator.pod_network, (orchestrator.api_port / 128) as u8, 0),
         cni_bin_dir: "/usr/lib/cni".into(),
         sandbox_image: containerd::PAUSE_REFERENCE.to_owned(),
-        cgroup_parent: format!("/cairn-{}", cluster.api_port),
+        cgroup_parent: format!("/cairn-{}", orchestrator.api_port),
     }
 }
 

@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::process::ProcessId;
 use crate::roles::{self, Role, RoleKind};
 use crate::witness::Witness;
-use crate::{Cluster, Layout, quiesce, runtime};
+use crate::{Cluster, Layout, join, quiesce, runtime};
 
 /// What runs, as the state file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +53,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What a process gets to stop by itself.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a dead process gets to be gone from the kernel's table.
+const REAPED_WITHIN: Duration = Duration::from_secs(1);
 
 /// A log file beyond this size is put aside when its process starts again.
 const LONGEST_LOG: u64 = 16 << 20;
@@ -102,40 +106,90 @@ pub async fn supervise(
         return Err(SuperviseError::AlreadyRunning(other.pid));
     }
     stop_on_signals(&shutdown)?;
+    // Before the state file names this process: who reads it may send the signal at once.
+    let mut reread = signal(SignalKind::hangup()).map_err(SuperviseError::Signal)?;
     let board = Arc::new(Board::new(&layout));
     board.write()?;
-    let witness = Arc::new(Witness::new(cluster.meta_endpoints()));
-    let roles = roles::all(&layout, &cluster);
-    if cluster.orchestrator {
-        runtime::settings(&layout, &cluster).write().map_err(|error| SuperviseError::Containerd(error.to_string()))?;
+    if let Some(orchestrator) = &cluster.orchestrator {
+        let settings = runtime::settings(&layout, orchestrator);
+        settings.write().map_err(|error| SuperviseError::Containerd(error.to_string()))?;
     }
-    let mut keepers = Vec::new();
-    for role in roles {
-        wait_for_what_it_needs(role.kind, &cluster, &shutdown).await;
-        if role.kind == RoleKind::Agent {
-            // A pod whose image is missing would ask a registry for it.
-            prepare_images(runtime::settings(&layout, &cluster)).await;
+    let door = open_door(&layout, &cluster, &shutdown);
+    let mut house = House { layout, cluster, binary, board, keepers: Vec::new() };
+    house.start_missing(&shutdown).await;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = reread.recv() => house.reread(&shutdown).await,
         }
-        if shutdown.is_cancelled() {
-            break;
-        }
-        let stop = CancellationToken::new();
-        let keep = Keep {
-            role: role.clone(),
-            binary: binary.clone(),
-            log: layout.log(),
-            pause: Duration::from_millis(cluster.restart_delay_ms),
-            osd_address: (role.kind == RoleKind::Osd).then(|| osd_address(&role)),
-            board: Arc::clone(&board),
-            witness: Arc::clone(&witness),
-            stop: stop.clone(),
-        };
-        keepers.push((role, stop, tokio::spawn(keep.run())));
     }
-    shutdown.cancelled().await;
-    stop_all(&layout, &cluster, keepers).await;
-    let _ = std::fs::remove_file(layout.state_file());
+    stop_all(&house.layout, &house.cluster, house.keepers).await;
+    if let Some(door) = door {
+        door.abort();
+    }
+    let _ = std::fs::remove_file(house.layout.state_file());
     Ok(())
+}
+
+/// Lets other hosts join, where this is the first one.
+fn open_door(layout: &Layout, cluster: &Cluster, shutdown: &CancellationToken) -> Option<tokio::task::JoinHandle<()>> {
+    let network = cluster.network.clone().filter(|network| network.door)?;
+    let serving = join::serve(layout.clone(), network, shutdown.clone());
+    Some(tokio::spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error);
+        }
+    }))
+}
+
+/// Everything that runs here, and what shall.
+struct House {
+    layout: Layout,
+    cluster: Cluster,
+    binary: PathBuf,
+    board: Arc<Board>,
+    keepers: Vec<Keeper>,
+}
+
+impl House {
+    /// The description has changed: what was added to it starts. Nothing that runs is touched.
+    async fn reread(&mut self, shutdown: &CancellationToken) {
+        match Cluster::load(&self.layout) {
+            Ok(Some(cluster)) => self.cluster = cluster,
+            Ok(None) => tracing::error!("there is no cluster description any more; going on with the last one"),
+            Err(error) => tracing::error!(%error, "going on with the last cluster description"),
+        }
+        self.start_missing(shutdown).await;
+    }
+
+    async fn start_missing(&mut self, shutdown: &CancellationToken) {
+        let witness = Arc::new(Witness::new(self.cluster.meta_endpoints()));
+        for role in roles::all(&self.layout, &self.cluster) {
+            if self.keepers.iter().any(|(known, ..)| known.name == role.name) {
+                continue;
+            }
+            wait_for_what_it_needs(role.kind, &self.cluster, shutdown).await;
+            if let (RoleKind::Agent, Some(orchestrator)) = (role.kind, &self.cluster.orchestrator) {
+                // A pod whose image is missing would ask a registry for it.
+                prepare_images(runtime::settings(&self.layout, orchestrator)).await;
+            }
+            if shutdown.is_cancelled() {
+                return;
+            }
+            let stop = CancellationToken::new();
+            let keep = Keep {
+                role: role.clone(),
+                binary: self.binary.clone(),
+                log: self.layout.log(),
+                pause: Duration::from_millis(self.cluster.restart_delay_ms),
+                osd_address: (role.kind == RoleKind::Osd).then(|| osd_address(&role)),
+                board: Arc::clone(&self.board),
+                witness: Arc::clone(&witness),
+                stop: stop.clone(),
+            };
+            self.keepers.push((role, stop, tokio::spawn(keep.run())));
+        }
+    }
 }
 
 async fn prepare_images(settings: cairn_agent::containerd::Settings) {
@@ -172,7 +226,6 @@ async fn stop_group(group: Vec<Keeper>) {
 }
 
 fn stop_on_signals(shutdown: &CancellationToken) -> Result<(), SuperviseError> {
-    use tokio::signal::unix::{SignalKind, signal};
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signals = signal(kind).map_err(SuperviseError::Signal)?;
         let shutdown = shutdown.clone();
@@ -188,8 +241,10 @@ fn stop_on_signals(shutdown: &CancellationToken) -> Result<(), SuperviseError> {
 async fn wait_for_what_it_needs(kind: RoleKind, cluster: &Cluster, shutdown: &CancellationToken) {
     let addresses = match kind {
         RoleKind::Meta | RoleKind::Keeper | RoleKind::Containerd => return,
-        RoleKind::Osd | RoleKind::Attach | RoleKind::Csi | RoleKind::ApiServer => cluster.meta_endpoints(),
-        RoleKind::Client | RoleKind::Agent => vec![cluster.api_address()],
+        RoleKind::Osd | RoleKind::Attach | RoleKind::Csi | RoleKind::ApiServer => own_members(cluster),
+        RoleKind::Client | RoleKind::Agent => {
+            cluster.orchestrator.iter().map(|orchestrator| orchestrator.api_address()).collect()
+        }
     };
     let all_listen = async {
         for address in addresses {
@@ -203,6 +258,12 @@ async fn wait_for_what_it_needs(kind: RoleKind, cluster: &Cluster, shutdown: &Ca
         () = tokio::time::sleep(Duration::from_secs(10)) => {}
         () = shutdown.cancelled() => {}
     }
+}
+
+/// The metadata members of this host; those of others may not have joined yet.
+fn own_members(cluster: &Cluster) -> Vec<String> {
+    let own = cluster.members.iter().filter(|member| cluster.own_members.contains(&member.id));
+    own.map(|member| member.address.clone()).collect()
 }
 
 fn osd_address(role: &Role) -> String {
@@ -290,7 +351,9 @@ impl Keep {
                     // The wait reaps it, so that "gone" is seen.
                     let reaper = tokio::spawn(async move { child.wait().await });
                     process.stop(PATIENCE).await;
-                    let _ = reaper.await;
+                    // A dead attach daemon may have a thread that waits for a device it served itself; only the
+                    // keeper's end frees it, and the keeper is stopped after this.
+                    let _ = tokio::time::timeout(REAPED_WITHIN, reaper).await;
                 }
             }
         }

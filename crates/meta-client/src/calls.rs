@@ -18,8 +18,9 @@ use crate::mutations::Mutations;
 /// How long a call keeps trying.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long one attempt may take before another member is asked.
-const ATTEMPT: Duration = Duration::from_secs(5);
+/// How long one attempt may take before another member is asked. Two of them are shorter than the silence after which
+/// the metadata service declares an OSD down (5 s): an OSD is not lost with the one member that it happened to talk to.
+const ATTEMPT: Duration = Duration::from_secs(2);
 
 /// An attach waits for the fence: every OSD concerned must acknowledge the epoch.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(30);

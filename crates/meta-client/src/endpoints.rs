@@ -12,6 +12,9 @@ use crate::MetaError;
 /// A member that does not accept a connection within this time is passed over.
 const CONNECT: Duration = Duration::from_secs(1);
 
+/// A member that is asked for a sign of life this often must give one as soon.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
 /// The largest answer taken: a full map of a large cluster.
 const LARGEST_ANSWER: usize = 64 << 20;
 
@@ -101,9 +104,10 @@ impl Member {
         let channel = endpoint
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
-            // A member that was paused or cut off is noticed without traffic of ours.
-            .http2_keep_alive_interval(Duration::from_secs(5))
-            .keep_alive_timeout(Duration::from_secs(2))
+            // A member that was paused or cut off is noticed without traffic of ours, well before the metadata service
+            // gives up an OSD whose reports go through that member.
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
             .connect_lazy();
         Ok(Self { address: address.to_owned(), channel })
     }

@@ -25,7 +25,7 @@ impl Socket {
                 let resolved = (host.as_str(), *port).to_socket_addrs()?.next();
                 let resolved = resolved.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
                 let stream = TcpStream::connect(resolved)?;
-                stream.set_nodelay(true)?;
+                cairn_rpc::tune(&stream)?;
                 Ok(Self::Tcp(stream))
             }
         }
@@ -120,7 +120,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
-                stream.set_nodelay(true)?;
+                cairn_rpc::tune(&stream)?;
                 Ok(Socket::Tcp(stream))
             }
             Self::Unix(listener, _) => Ok(Socket::Unix(listener.accept()?.0)),

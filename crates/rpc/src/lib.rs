@@ -19,4 +19,4 @@ pub use address::{Address, AddressError};
 pub use connection::{Connection, ConnectionError, Event, Limits, Local, Reading};
 pub use link::{Backoff, Dialled, Link, LinkConfig, LinkError, LinkEvent, dial};
 pub use outbox::QueueError;
-pub use stream::Stream;
+pub use stream::{Stream, tune};

@@ -1,6 +1,7 @@
 //! A tokio socket of either kind, seen from a poll function as a non-blocking reader and writer.
 
 use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -8,6 +9,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::Address;
+
+/// What was sent and is not acknowledged after this long ends a TCP connection. Longer than the silence after which an
+/// OSD is held to be gone; without it, a cut of some seconds would last as long again after its end, until TCP, whose
+/// pauses double, tries its luck once more.
+const UNACKNOWLEDGED_MS: u32 = 3000;
+
+/// What every TCP socket of the data path is set to.
+///
+/// # Errors
+/// What the system says.
+pub fn tune(socket: &impl AsFd) -> io::Result<()> {
+    rustix::net::sockopt::set_tcp_nodelay(socket, true)?;
+    rustix::net::sockopt::set_tcp_user_timeout(socket, UNACKNOWLEDGED_MS)?;
+    Ok(())
+}
 
 /// A connected socket.
 #[derive(Debug)]
@@ -28,7 +44,7 @@ impl Stream {
             Address::Unix(path) => Self::Unix(UnixStream::connect(path).await?),
             Address::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
+                tune(&stream)?;
                 Self::Tcp(stream)
             }
         })
@@ -77,5 +93,19 @@ impl Write for Polled<'_, '_, '_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_to_nowhere_does_not_outlive_its_patience() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("tcp:{}", listener.local_addr().unwrap()).parse().unwrap();
+        let Stream::Tcp(stream) = Stream::connect(&address).await.unwrap() else { panic!("not TCP") };
+        assert_eq!(rustix::net::sockopt::tcp_user_timeout(&stream).unwrap(), UNACKNOWLEDGED_MS);
+        assert!(stream.nodelay().unwrap());
     }
 }

@@ -90,6 +90,12 @@ impl Metadata {
         Ok(self.0.map_once().await?)
     }
 
+    /// The names of the nodes that can attach volumes.
+    pub(crate) async fn nodes(&self) -> Result<Vec<String>, Failure> {
+        let nodes = self.0.list_nodes(meta::ListNodesRequest {}).await?.nodes;
+        Ok(nodes.into_iter().map(|node| node.name).collect())
+    }
+
     /// The pool that a new cluster on one host starts with, unless there is a pool already. Whether it was made.
     pub(crate) async fn create_default_pool(&self, osds: u32) -> Result<bool, Failure> {
         if !self.0.list_pools(api::ListPoolsRequest {}).await?.pools.is_empty() {

@@ -12,12 +12,15 @@ use serde_json::{Value, json};
 use super::moving::{self, Deed, Way, osd_number, weight as parse_weight};
 use super::{Target, verify};
 use crate::failure::{Code, Failure, Outcome};
+use crate::form::{OsdCreate, create_osd};
 use crate::output::{self, Format};
 use crate::size;
 
 /// What can be asked of OSDs.
 #[derive(Subcommand)]
 pub(crate) enum OsdVerb {
+    /// Make a disk of this host an OSD: format it, and start its process.
+    Create(OsdCreate),
     /// All OSDs.
     Ls(Target),
     /// All OSDs where they stand: zone, rack, host.
@@ -181,6 +184,7 @@ impl Setting {
 
 pub(crate) async fn run(verb: OsdVerb) -> Outcome {
     match verb {
+        OsdVerb::Create(options) => return create_osd(options).await,
         OsdVerb::Ls(target) => {
             let map = target.connect()?.map().await?;
             match target.output {
@@ -245,14 +249,13 @@ async fn move_data(verb: OsdVerb) -> Outcome {
             let words = "what is to be moved".to_owned();
             (deed(None, words.clone(), words, None), way)
         }
-        OsdVerb::Ls(_)
+        OsdVerb::Create(_)
+        | OsdVerb::Ls(_)
         | OsdVerb::Tree(_)
         | OsdVerb::Scrub { .. }
         | OsdVerb::Verify { .. }
         | OsdVerb::Set { .. }
-        | OsdVerb::Unset { .. } => {
-            unreachable!("shown by `run`")
-        }
+        | OsdVerb::Unset { .. } => unreachable!("done by `run`"),
     };
     moving::carry_out(deed, &way).await
 }

@@ -1,0 +1,204 @@
+//! `cairn osd create`: a disk of this host becomes an OSD, formatted here, registered by its own process.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use cairn_disk::{Disk, FileDisk, OpenOptions};
+use cairn_host::cluster::check_osd_size;
+use cairn_host::supervisor::State;
+use cairn_host::{Cluster, Layout};
+use cairn_store::FormatOptions;
+use clap::Args;
+use rustix::fs::FlockOperation;
+use rustix::process::Signal;
+use uuid::Uuid;
+
+use crate::admin::{Metadata, Target};
+use crate::failure::{Code, Failure, Outcome};
+use crate::{size, up};
+
+/// A disk for an OSD.
+#[derive(Args)]
+pub(crate) struct OsdCreate {
+    /// A block device, or a file that is made when it is not there.
+    device: PathBuf,
+    /// Size of a new file: 100Gi (thin: it takes what is stored).
+    #[arg(long, value_parser = size::parse)]
+    size: Option<u64>,
+    /// ssd, hdd, nvme, ...
+    #[arg(long, default_value = "ssd")]
+    device_class: String,
+    /// Tests only: what the disk does wrong stands in this file.
+    #[arg(long, hide = true)]
+    inject_disk_faults: Option<PathBuf>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Formats, adds it to this host's description, and waits until the cluster counts on it.
+pub(crate) async fn create(options: OsdCreate) -> Outcome {
+    let layout = up::existing(&options.target.dir)?;
+    let _alone = lock(&layout)?;
+    let mut cluster = up::described(&layout)?;
+    let supervisor = State::load(&layout).and_then(|state| state.live_supervisor());
+    let supervisor = supervisor.ok_or_else(|| {
+        Failure::new(Code::Unreachable, "the cluster does not run on this host; `cairn up` starts it")
+    })?;
+    let metadata = Metadata::of_cluster(&cluster)?;
+    let status = metadata.status().await?;
+    let device = std::path::absolute(&options.device)
+        .map_err(Failure::while_(format!("cannot resolve {}", options.device.display())))?;
+    let disk = cluster
+        .add_disk(&layout, device.clone(), options.size, options.device_class)
+        .map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    disk.inject_disk_faults = options.inject_disk_faults;
+    let disk = disk.clone();
+    let (bytes, returning) = prepare(&device, options.size, &status.cluster_id)?;
+    cluster.save(&layout).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    supervisor.signal(Signal::HUP);
+    let osd = up::wait(&format!("the OSD on {} to come up", device.display()), async || {
+        let map = metadata.map().await.ok()?;
+        map.osds.values().find(|osd| osd.up && osd.addresses.contains(&disk.listen)).cloned()
+    })
+    .await
+    .map_err(|failure| up::with_log(failure, &layout))?;
+    let verb = if returning { "is back" } else { "is up" };
+    println!(
+        "{} {verb} on host {}: {} on {} (process {} of this host)",
+        osd.id,
+        cluster.node,
+        size::show(bytes),
+        device.display(),
+        disk.role_name()
+    );
+    Ok(())
+}
+
+/// One `osd create` at a time changes the description.
+fn lock(layout: &Layout) -> Result<std::fs::File, Failure> {
+    let path = layout.run().join("cluster.lock");
+    let file = std::fs::File::create(&path).map_err(Failure::while_(format!("cannot write {}", path.display())))?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        .map_err(Failure::while_(format!("cannot lock {}", path.display())))?;
+    Ok(file)
+}
+
+/// Formats a blank disk. One that was an OSD of this cluster comes back as what it was. Its size, and whether it was.
+fn prepare(device: &Path, size: Option<u64>, cluster: &str) -> Result<(u64, bool), Failure> {
+    let is_new = check(device, size)?;
+    let outcome = format(device, size, cluster);
+    if outcome.is_err() && is_new {
+        // What this command made and could not use.
+        let _ = std::fs::remove_file(device);
+    }
+    outcome
+}
+
+/// What can be said of a path without opening it. Whether it is a new file.
+fn check(device: &Path, size: Option<u64>) -> Result<bool, Failure> {
+    let refuse = |message: String| Err(Failure::new(Code::Failed, message));
+    let shown = device.display();
+    let kind = match std::fs::metadata(device) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let folder = device.parent().filter(|folder| folder.is_dir());
+            let Some(size) = size.filter(|_| folder.is_some()) else {
+                return match folder {
+                    Some(_) => refuse(format!("{shown} does not exist; give --size to make a file of that size")),
+                    None => refuse(format!("{shown} cannot be made: its directory does not exist")),
+                };
+            };
+            check_osd_size(size).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+            return Ok(true);
+        }
+        Err(error) => return refuse(format!("cannot look at {shown}: {error}")),
+    };
+    if kind.is_dir() {
+        return refuse(format!("{shown} is a directory; name a file in it and give --size"));
+    }
+    if !kind.is_file() && !kind.file_type().is_block_device() {
+        return refuse(format!("{shown} is neither a block device nor a file"));
+    }
+    if size.is_some() {
+        return refuse(format!("{shown} is there already and has its size; leave --size out"));
+    }
+    if kind.is_file() {
+        check_osd_size(kind.len()).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    }
+    Ok(false)
+}
+
+fn format(device: &Path, size: Option<u64>, cluster: &str) -> Result<(u64, bool), Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(Code::Failed, format!("{} cannot become an OSD: {error}", device.display()))
+    };
+    let options = OpenOptions { path: device.into(), create_len: size, read_only: false };
+    let disk = FileDisk::open(&options).map_err(|error| failed(&error))?;
+    if let Some(superblock) = cairn_store::read_superblock(&disk).map_err(|error| failed(&error))? {
+        let theirs = superblock.identity.cluster;
+        if !theirs.is_nil() && theirs.to_string() != cluster {
+            let message = format!(
+                "{} holds an OSD of another cluster ({theirs}); wipe its first MiB if nobody needs what is on it",
+                device.display()
+            );
+            return Err(Failure::new(Code::Failed, message));
+        }
+        return Ok((disk.len(), superblock.identity.osd.is_some()));
+    }
+    let format = FormatOptions { osd_uuid: Uuid::new_v4(), ring_len: None, force: false };
+    cairn_store::format(&disk, &format).map_err(|error| failed(&error))?;
+    Ok((disk.len(), false))
+}
+
+/// What `reset` leaves because it lies elsewhere.
+pub(crate) fn outside(layout: &Layout, cluster: &Cluster) -> Vec<PathBuf> {
+    let devices = cluster.disks.iter().map(|disk| disk.device.clone());
+    devices.filter(|device| !device.starts_with(layout.root())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: &str = "6f6f6f6f-0000-4000-8000-000000000001";
+
+    fn refused(device: &Path, size: Option<u64>) -> String {
+        prepare(device, size, CLUSTER).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_new_file_is_formatted_and_known_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("disk");
+        assert_eq!(prepare(&device, Some(1 << 30), CLUSTER).unwrap(), (1 << 30, false));
+        assert_eq!(prepare(&device, None, CLUSTER).unwrap(), (1 << 30, false), "formatted, and never registered");
+    }
+
+    #[test]
+    fn what_cannot_be_an_osd_is_refused_in_words_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("disk");
+        assert!(refused(&device, None).contains("give --size"));
+        assert!(refused(&device, Some(4096)).contains("at least 1024 MiB"));
+        assert!(!device.exists());
+        assert!(refused(&folder.path().join("no/disk"), Some(1 << 30)).contains("its directory does not exist"));
+        assert!(refused(folder.path(), None).contains("is a directory"));
+        assert!(refused(Path::new("/dev/null"), None).contains("neither a block device nor a file"));
+
+        let filled = std::fs::File::create(&device).unwrap();
+        filled.set_len(1 << 30).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&filled, b"somebody's", 1024).unwrap();
+        assert!(refused(&device, Some(1 << 30)).contains("leave --size out"));
+        assert!(refused(&device, None).contains("not blank"));
+        assert!(device.exists(), "what was there stays");
+    }
+
+    #[test]
+    fn a_disk_in_use_is_not_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("disk");
+        let options = OpenOptions { path: device.clone(), create_len: Some(1 << 30), read_only: false };
+        let _holder = FileDisk::open(&options).unwrap();
+        assert!(refused(&device, None).contains("in use by another process"));
+    }
+}
