@@ -92,7 +92,7 @@ impl Metadata {
 
     /// The names of the nodes that can attach volumes.
     pub(crate) async fn nodes(&self) -> Result<Vec<String>, Failure> {
-        let nodes = self.0.list_nodes(meta::ListNodesRequest {}).await?.nodes;
+        let nodes = self.0.list_nodes(api::ListNodesRequest {}).await?.nodes;
         Ok(nodes.into_iter().map(|node| node.name).collect())
     }
 

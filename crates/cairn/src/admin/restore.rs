@@ -72,8 +72,12 @@ fn plan(options: &Options, target: &Target) -> Result<Vec<One>, Failure> {
     }
     let cluster = Cluster::load(&layout).map_err(|error| failed(error.to_string()))?;
     let cluster = cluster.ok_or_else(|| failed("there is no cluster here".to_owned()))?;
-    let members: Vec<(u64, String)> = (1..).zip(cluster.meta_endpoints()).collect();
-    Ok(members.iter().map(|(id, _)| one(*id, layout.meta(*id as u32), members.clone())).collect())
+    if cluster.own_members.is_empty() {
+        let message = "no metadata member runs on this host; restore on the hosts of the members (cairn meta ls)";
+        return Err(failed(message.to_owned()));
+    }
+    let members: Vec<(u64, String)> = cluster.members.into_iter().map(|member| (member.id, member.address)).collect();
+    Ok(cluster.own_members.iter().map(|id| one(*id, layout.meta(*id), members.clone())).collect())
 }
 
 /// Two clusters of one name would each take writes that the other does not know.
