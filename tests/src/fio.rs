@@ -1,12 +1,13 @@
 //! `fio --verify` over and over on a device, until it is stopped or finds something.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::shell;
 
@@ -38,22 +39,25 @@ impl Verifier {
         Ok(Self { stop, abandon, thread: Some(thread) })
     }
 
-    /// Whether it has ended by itself, which is a failure.
-    #[must_use]
-    pub fn failed(&self) -> bool {
-        self.thread.as_ref().is_some_and(std::thread::JoinHandle::is_finished)
+    /// What ended it before anybody asked it to end.
+    pub fn found(&mut self) -> Option<anyhow::Error> {
+        let thread = self.thread.take_if(|thread| thread.is_finished())?;
+        match thread.join() {
+            Ok(Err(error)) => Some(error),
+            Ok(Ok(_)) => Some(anyhow!("fio ended by itself")),
+            Err(_) => Some(anyhow!("the thread that ran fio panicked")),
+        }
     }
 
     /// Lets the present pass end. How many there were.
     ///
     /// # Errors
-    /// What fio found.
-    pub fn finish(mut self) -> Result<u32> {
+    /// What fio found, or that it does not end within `limit`.
+    pub fn finish(mut self, limit: Duration) -> Result<u32> {
         self.stop.store(true, Ordering::SeqCst);
-        match self.thread.take().map(std::thread::JoinHandle::join) {
-            Some(Ok(outcome)) => outcome,
-            _ => bail!("the thread that ran fio panicked"),
-        }
+        let Some(thread) = self.thread.take() else { bail!("fio has failed already") };
+        shell::wait_for("the end of fio's last pass", limit, || Ok(thread.is_finished().then_some(())))?;
+        thread.join().map_err(|_| anyhow!("the thread that ran fio panicked"))?
     }
 }
 
@@ -65,10 +69,11 @@ impl Drop for Verifier {
     }
 }
 
-/// Writes 4 MiB in random order and reads it back.
+/// Writes 1 000 blocks all over 32 MiB and reads them back.
 fn pass(fio: &PathBuf, device: &Path, folder: &Path, abandoned: &AtomicBool) -> Result<()> {
     let mut command = Command::new(fio);
-    command.args(["--name=verify", "--rw=randwrite", "--bs=4k", "--size=4m", "--direct=1", "--ioengine=psync"]);
+    command.args(["--name=verify", "--rw=randwrite", "--bs=4k", "--size=32m", "--direct=1", "--ioengine=psync"]);
+    command.arg("--number_ios=1000").process_group(0);
     command.args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--rate_iops=250", "--randrepeat=0"]);
     command.arg(format!("--filename={}", device.display()));
     command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

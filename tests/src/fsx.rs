@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Advice, FallocateFlags};
@@ -19,8 +21,10 @@ pub struct Fsx {
     pub path: PathBuf,
     /// Decides every operation.
     pub seed: u64,
-    /// How many.
+    /// How many at least.
     pub operations: u64,
+    /// It goes on until this is set.
+    pub enough: Arc<AtomicBool>,
     /// Bytes that are touched.
     pub len: u64,
     /// Past the page cache, in whole blocks; otherwise through it, at any byte.
@@ -60,10 +64,12 @@ impl Fsx {
             told: VecDeque::new(),
             buffer: Aligned::new(LONGEST as usize),
         };
-        for number in 0..self.operations {
+        let mut number = 0;
+        while number < self.operations || !self.enough.load(Ordering::SeqCst) {
             run.step().with_context(|| run.story(number))?;
+            number += 1;
         }
-        run.read_all().with_context(|| run.story(self.operations))
+        run.read_all().with_context(|| run.story(number))
     }
 }
 
@@ -218,7 +224,15 @@ mod tests {
 
     fn options(folder: &tempfile::TempDir) -> Fsx {
         let path = folder.path().join("file");
-        Fsx { path, seed: 3, operations: 600, len: 1 << 20, direct: false, resize: true }
+        Fsx {
+            path,
+            seed: 3,
+            operations: 600,
+            enough: Arc::new(AtomicBool::new(true)),
+            len: 1 << 20,
+            direct: false,
+            resize: true,
+        }
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! Each block has one writer, so its numbers rise; any thread reads it. With `acked` (the newest acknowledged), `seen`
 //! (the newest that any finished read returned) and `issued` (the newest begun), a read is right when
 //! `max(acked, seen)` at its begin <= what it returned <= `issued` at its end. That is linearizability of a register
-//! with one writer (Lamport's atomic register), block by block.
+//! with one writer (Lamport's atomic register), block by block. Observers read through other hosts: a server that was
+//! deposed and has not noticed would answer them with what has been overwritten.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::rng::{Rng, mix};
+use crate::shell::wait_for;
 
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
@@ -32,10 +35,23 @@ const PAUSE: Duration = Duration::from_millis(3);
 const WRITERS: u64 = 4;
 const READERS: u64 = 2;
 
+/// Half of all requests go to so many blocks of each writer: a read soon follows a write, or runs beside it.
+const HOT: u64 = 32;
+
+/// Finished requests that are remembered: an hour of them.
+const REMEMBERED: usize = 4 << 20;
+
 /// A running history.
 pub struct History {
     shared: Arc<Shared>,
     threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+/// Reads of the same volume through another device: on another host, which may not have heard what the writer's has.
+pub struct Observer {
+    stop: Arc<AtomicBool>,
+    reads: Arc<AtomicU64>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 struct Shared {
@@ -44,7 +60,8 @@ struct Shared {
     began: Instant,
     blocks: Vec<Block>,
     stop: AtomicBool,
-    finished: Mutex<Vec<Request>>,
+    finished: Mutex<VecDeque<Request>>,
+    requests: AtomicU64,
     /// Per thread: when its present request began, in microseconds and one; 0 between two.
     under_way: Vec<AtomicU64>,
     wrong: Mutex<Vec<Wrong>>,
@@ -104,6 +121,7 @@ impl History {
             blocks: (0..blocks).map(|_| Block::default()).collect(),
             stop: AtomicBool::new(false),
             finished: Mutex::default(),
+            requests: AtomicU64::new(0),
             under_way: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             wrong: Mutex::default(),
         });
@@ -127,7 +145,7 @@ impl History {
     pub fn latency(&self, from: Duration, to: Duration) -> Latency {
         let mut took: Vec<Duration> = {
             let finished = self.shared.finished.lock().expect("no holder panics");
-            let of_that_time = finished.iter().rev().filter(|one| one.ended >= from && one.began <= to);
+            let of_that_time = finished.iter().rev().take_while(|one| one.ended >= from).filter(|one| one.began <= to);
             of_that_time.map(|one| one.ended - one.began).collect()
         };
         let requests = took.len();
@@ -153,8 +171,34 @@ impl History {
 
     /// Finished requests so far.
     #[must_use]
-    pub fn requests(&self) -> usize {
-        self.shared.finished.lock().expect("no holder panics").len()
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
+
+    /// Begins to read the volume through another device too. What it waits for is nobody's stall.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn observe(&self, device: &Path, seed: u64) -> Result<Observer> {
+        let file = open(device)?;
+        let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counted, shared) = (Arc::clone(&stop), Arc::clone(&reads), Arc::clone(&self.shared));
+        let thread = std::thread::spawn(move || {
+            let (mut rng, mut buffer) = (Rng::new(seed), Aligned::new(BLOCK));
+            while !stopped.load(Ordering::SeqCst) {
+                let at = shared.anywhere(&mut rng);
+                let floor = [shared.floor(at)];
+                match file.read_exact_at(buffer.bytes(), at * BLOCK as u64) {
+                    Ok(()) => shared.judge(at, buffer.bytes(), &floor, false),
+                    // It ends on purpose, or it is wrong.
+                    Err(_) if stopped.load(Ordering::SeqCst) => return,
+                    Err(error) => return shared.note(Wrong::Failed(format!("an observer's read: {error}"))),
+                }
+                counted.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(PAUSE);
+            }
+        });
+        Ok(Observer { stop, reads, thread: Some(thread) })
     }
 
     /// Blocks whose newest write was acknowledged at least once.
@@ -202,6 +246,33 @@ impl History {
     }
 }
 
+impl Observer {
+    /// Expects its device to go away: a read that fails from here on is no fault.
+    pub fn expect_the_end(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends it. How many reads it made.
+    ///
+    /// # Errors
+    /// When its last read is not answered within `limit`.
+    pub fn end(mut self, limit: Duration) -> Result<u64> {
+        self.expect_the_end();
+        let Some(thread) = self.thread.take() else { bail!("an observer has one thread") };
+        wait_for("the last read of an observer", limit, || Ok(thread.is_finished().then_some(())))?;
+        if thread.join().is_err() {
+            bail!("an observer panicked");
+        }
+        Ok(self.reads.load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.expect_the_end();
+    }
+}
+
 impl Drop for History {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
@@ -211,16 +282,15 @@ impl Drop for History {
 impl Shared {
     fn work(&self, thread: u64, file: &File, mut rng: Rng) {
         let mut buffer = Aligned::new(LONGEST as usize * BLOCK);
-        let blocks = self.blocks.len() as u64;
         while !self.stop.load(Ordering::SeqCst) {
             let count = 1 + if rng.below(4) == 0 { rng.below(LONGEST) } else { 0 };
             let outcome = if thread < WRITERS {
-                let (first, end) = (blocks * thread / WRITERS, blocks * (thread + 1) / WRITERS);
-                let at = first + rng.below(end - first);
+                let at = self.somewhere(thread, &mut rng);
+                let (_, end) = self.part(thread);
                 self.write(thread, file, at, count.min(end - at), buffer.bytes())
             } else {
-                let at = rng.below(blocks);
-                self.read(thread, file, at, count.min(blocks - at), buffer.bytes())
+                let at = self.anywhere(&mut rng);
+                self.read(thread, file, at, count.min(self.blocks.len() as u64 - at), buffer.bytes())
             };
             if let Err(error) = outcome {
                 self.note(Wrong::Failed(error.to_string()));
@@ -228,6 +298,24 @@ impl Shared {
             }
             std::thread::sleep(PAUSE);
         }
+    }
+
+    /// The blocks of a writer: from here to there.
+    fn part(&self, writer: u64) -> (u64, u64) {
+        let blocks = self.blocks.len() as u64;
+        (blocks * writer / WRITERS, blocks * (writer + 1) / WRITERS)
+    }
+
+    /// A block of a writer; every second time one of its first few.
+    fn somewhere(&self, writer: u64, rng: &mut Rng) -> u64 {
+        let (first, end) = self.part(writer);
+        let span = if rng.below(2) == 0 { HOT.min(end - first) } else { end - first };
+        first + rng.below(span)
+    }
+
+    fn anywhere(&self, rng: &mut Rng) -> u64 {
+        let writer = rng.below(WRITERS);
+        self.somewhere(writer, rng)
     }
 
     fn write(&self, thread: u64, file: &File, at: u64, count: u64, buffer: &mut [u8]) -> std::io::Result<()> {
@@ -258,8 +346,14 @@ impl Shared {
         let mark = &self.under_way[thread as usize];
         mark.store(began.as_micros() as u64 + 1, Ordering::SeqCst);
         let outcome = request();
-        let ended = self.began.elapsed();
-        self.finished.lock().expect("no holder panics").push(Request { began, ended });
+        {
+            let mut finished = self.finished.lock().expect("no holder panics");
+            if finished.len() == REMEMBERED {
+                finished.pop_front();
+            }
+            finished.push_back(Request { began, ended: self.began.elapsed() });
+        }
+        self.requests.fetch_add(1, Ordering::SeqCst);
         mark.store(0, Ordering::SeqCst);
         outcome
     }
@@ -363,6 +457,7 @@ fn open(device: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shell::until;
 
     fn history(folder: &tempfile::TempDir) -> (PathBuf, History) {
         let device = folder.path().join("device");
@@ -405,5 +500,23 @@ mod tests {
         let mut buffer = [0; BLOCK];
         history.shared.read(0, &file, written[0], 1, &mut buffer).unwrap();
         assert!(history.wrong().iter().any(|one| matches!(one, Wrong::Stale(_))));
+    }
+
+    #[test]
+    fn an_observer_with_an_old_copy_is_found() {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (device, mut history) = history(&folder);
+        let old = folder.path().join("old");
+        std::fs::copy(&device, &old).unwrap();
+        let honest = history.observe(&device, 2).unwrap();
+        let requests = history.requests();
+        until("more writes", 10, || Ok((history.requests() > requests + 200).then_some(()))).unwrap();
+        assert!(honest.end(Duration::from_secs(10)).unwrap() > 0);
+        assert_eq!(history.wrong(), Vec::new());
+        let late = history.observe(&old, 3).unwrap();
+        until("a stale read", 10, || Ok((!history.wrong().is_empty()).then_some(()))).unwrap();
+        late.end(Duration::from_secs(10)).unwrap();
+        assert!(history.wrong().iter().all(|one| matches!(one, Wrong::Stale(_))), "{:?}", history.wrong());
+        history.stop(Duration::from_secs(10)).unwrap();
     }
 }

@@ -1,6 +1,8 @@
 //! A cluster of several hosts on this machine, formed by the commands an administrator types. Each host is a directory
 //! and a network namespace; the processors, the disks and the kernel they share.
 
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::leftovers;
-use crate::netns::{Network, address};
+use crate::netns::{Cut, Network, address};
 use crate::{cluster, interrupt, shell};
 
 /// The cluster. Dropping it takes everything away.
@@ -47,10 +49,10 @@ impl Hosts {
     pub fn bare(count: usize) -> Result<Self> {
         sweep();
         let root = PathBuf::from(format!("{PLACE}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        std::fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
         let names = (b'a'..).take(count).map(|letter| char::from(letter).to_string()).collect();
-        let binary = cluster::binary()?;
-        Ok(Self { root, binary, network: Network::of(count)?, names, mounts: Vec::new(), gone: false })
+        let (binary, network) = (cluster::binary()?, Network::of(count)?);
+        std::fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
+        Ok(Self { root, binary, network, names, mounts: Vec::new(), gone: false })
     }
 
     /// A formed cluster: the first `members` hosts are metadata members and carry an OSD each, the others attach only.
@@ -160,7 +162,8 @@ impl Hosts {
     #[must_use]
     pub fn cairn(&self, host: usize, args: &[&str]) -> Command {
         let mut command = self.network.enter(host, &self.binary);
-        command.args(args).arg("--dir").arg(self.dir(host)).current_dir(&self.root);
+        // Ctrl-C is for us alone: what it starts and stops must come to its end.
+        command.args(args).arg("--dir").arg(self.dir(host)).current_dir(&self.root).process_group(0);
         command
     }
 
@@ -224,17 +227,23 @@ impl Hosts {
         kill(signal, &[u64::from(pid)])
     }
 
-    /// The host loses power: every process of it dies at once, and nobody says so to the others.
+    /// The host loses power: every process of it dies at once, and nobody says so to the others, not even its kernel.
+    /// What the kernel had not written yet is written all the same. Returns when all are gone.
     ///
     /// # Errors
     /// When it does not run.
     pub fn crash(&self, host: usize) -> Result<()> {
+        self.network.cut(host, Cut::Both, None)?;
         let state = self.state(host)?;
         let mut pids: Vec<u64> = state["supervisor"]["pid"].as_u64().into_iter().collect();
         for role in state["processes"].as_object().into_iter().flatten() {
             pids.extend(role.1["process"]["pid"].as_u64());
         }
-        kill(Signal::Kill, &pids)
+        kill(Signal::Kill, &pids)?;
+        shell::until("the end of every process of the host", 30, || {
+            let gone = |pid: &u64| !Path::new("/proc").join(pid.to_string()).exists();
+            Ok(pids.iter().all(gone).then_some(()))
+        })
     }
 
     /// `cairn up` on a host, after a crash or a stop.
@@ -242,6 +251,7 @@ impl Hosts {
     /// # Errors
     /// When it does not come up.
     pub fn up(&self, host: usize) -> Result<()> {
+        self.network.heal(host)?;
         quietly(&mut self.cairn(host, &["up"]))
     }
 
@@ -256,20 +266,45 @@ impl Hosts {
     /// # Errors
     /// With what is left.
     pub fn reset(&mut self) -> Result<()> {
-        self.gone = true;
         self.take_away()?;
+        self.gone = true;
         let attach: Vec<PathBuf> = (0..self.names.len()).map(|host| self.dir(host).join("attach")).collect();
         leftovers::check(&self.root, &attach)
+    }
+
+    /// Whatever was done to the hosts ends: lost packets, sleeping processes, bad and full disks.
+    pub fn end_all_faults(&self) {
+        for host in 0..self.names.len() {
+            let _ = self.network.heal(host);
+            let _ = std::fs::remove_file(self.disk_faults(host));
+            let _ = std::fs::remove_file(self.ballast(host));
+            let roles = self.state(host).ok().and_then(|state| state["processes"].as_object().cloned());
+            for role in roles.into_iter().flatten() {
+                let _ = self.signal(host, &role.0, Signal::Continue);
+            }
+        }
+    }
+
+    /// A file that fills the filesystem of a host's OSD.
+    #[must_use]
+    pub fn ballast(&self, host: usize) -> PathBuf {
+        self.disk_folder(host).join("ballast")
     }
 
     /// Every host's part, the ones that attach first; what fails is tried no further, and the rest goes on.
     fn take_away(&mut self) -> Result<()> {
         let mut outcome = Ok(());
+        self.end_all_faults();
         for host in (0..self.names.len()).rev() {
-            let _ = self.network.heal(host);
             if !self.dir(host).join("cluster.json").exists() {
                 continue;
             }
+            if quietly(&mut self.cairn(host, &["reset", "--yes"])).is_ok() {
+                continue;
+            }
+            // Nothing that hangs outlives this, and a dead host is taken away too.
+            let _ = self.crash(host);
+            let _ = self.network.heal(host);
             if let Err(error) = quietly(&mut self.cairn(host, &["reset", "--yes"])) {
                 outcome = Err(error);
             }
@@ -333,12 +368,22 @@ fn sweep() {
         if Path::new("/proc").join(owner).exists() {
             continue;
         }
+        // Anybody may write there, and this is done with the rights of root.
+        if !root
+            .symlink_metadata()
+            .is_ok_and(|found| found.is_dir() && found.uid() == rustix::process::getuid().as_raw())
+        {
+            continue;
+        }
         println!("taking away what a run that was killed left in {}", root.display());
-        for host in std::fs::read_dir(&root).into_iter().flatten().flatten() {
+        let hosts: Vec<_> = std::fs::read_dir(&root).into_iter().flatten().flatten().collect();
+        for host in &hosts {
             if host.path().join("cluster.json").exists() {
                 let _ = Command::new(&binary).args(["reset", "--yes", "--dir"]).arg(host.path()).status();
             }
-            // The one small filesystem; nothing else is mounted here.
+        }
+        // The one small filesystem; nothing else is mounted here.
+        for host in &hosts {
             let _ = Command::new("umount").arg(host.path()).stderr(std::process::Stdio::null()).status();
         }
         let _ = std::fs::remove_dir_all(&root);

@@ -79,12 +79,41 @@ impl Network {
             "add chain ip cut out { type filter hook output priority 0; }".to_owned(),
         ];
         if cut != Cut::Outgoing {
-            rules.push(format!("add rule ip cut in iifname eth0 {}drop", peer("saddr")));
+            rules.push(format!("add rule ip cut in iifname eth0 {}counter drop", peer("saddr")));
         }
         if cut != Cut::Incoming {
-            rules.push(format!("add rule ip cut out oifname eth0 {}drop", peer("daddr")));
+            rules.push(format!("add rule ip cut out oifname eth0 {}counter drop", peer("daddr")));
         }
         self.nft(host, &rules.join("\n"))
+    }
+
+    /// Loses only what a host says to this port of others and hears from it, from one moment to the next; what was lost
+    /// before is not.
+    ///
+    /// # Errors
+    /// When nft fails.
+    pub fn cut_port(&self, host: usize, port: u16) -> Result<()> {
+        let rules = [
+            "add table ip cut",
+            "delete table ip cut",
+            "add table ip cut",
+            "add chain ip cut in { type filter hook input priority 0; }",
+            "add chain ip cut out { type filter hook output priority 0; }",
+            &format!("add rule ip cut in iifname eth0 tcp sport {port} counter drop"),
+            &format!("add rule ip cut out oifname eth0 tcp dport {port} counter drop"),
+        ];
+        self.nft(host, &rules.join("\n"))
+    }
+
+    /// How many packets of a host were lost since it was cut.
+    ///
+    /// # Errors
+    /// When nft fails.
+    pub fn dropped(&self, host: usize) -> Result<u64> {
+        let text = shell::capture(self.enter(host, nft()?).args(["-j", "list", "table", "ip", "cut"]))?;
+        let table: serde_json::Value = serde_json::from_str(&text).context("nft printed no JSON")?;
+        let rules = table["nftables"].as_array().into_iter().flatten().filter_map(|one| one["rule"]["expr"].as_array());
+        Ok(rules.flatten().filter_map(|part| part["counter"]["packets"].as_u64()).sum())
     }
 
     /// Loses nothing any more.
@@ -96,9 +125,12 @@ impl Network {
     }
 
     fn nft(&self, host: usize, rules: &str) -> Result<()> {
-        let nft = shell::find_program("nft").context("nft is missing; Debian's package nftables has it")?;
-        shell::capture(self.enter(host, nft).arg(rules)).map(|_| ())
+        shell::capture(self.enter(host, nft()?).arg(rules)).map(|_| ())
     }
+}
+
+fn nft() -> Result<PathBuf> {
+    shell::find_program("nft").context("nft is missing; Debian's package nftables has it")
 }
 
 /// The address of a host, by its number from 0.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::interrupt;
+
 /// The checkout this program was built from.
 #[must_use]
 pub fn root() -> PathBuf {
@@ -76,6 +78,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<
     let start = Instant::now();
     let mut last = None;
     loop {
+        interrupt::check()?;
         match ask() {
             Ok(Some(answer)) => return Ok(answer),
             Ok(None) => {}

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use cairn_tests::{Cluster, Fsx, UpOptions, capture, find_program, run, until};
@@ -42,17 +44,19 @@ impl Drop for Mounted {
     }
 }
 
-/// Exercises on threads while roles die, one after the other.
+/// Exercises on threads until each of these roles has died and come back, one after the other.
 fn under_deaths(cluster: &Cluster, exercises: Vec<Fsx>, roles: &[&str]) -> Result<()> {
+    let enough = exercises.first().map(|fsx| Arc::clone(&fsx.enough)).context("there is an exercise")?;
     let threads: Vec<_> = exercises.into_iter().map(|fsx| std::thread::spawn(move || fsx.run())).collect();
-    for role in roles {
-        cluster.kill(role)?;
-        until(&format!("{role} again"), 30, || cluster.pid(role))?;
-    }
+    let died = roles.iter().try_for_each(|role| {
+        let old = cluster.kill(role)?;
+        until(&format!("another life of {role}"), 30, || Ok(cluster.pid(role)?.filter(|pid| *pid != old))).map(drop)
+    });
+    enough.store(true, Ordering::SeqCst);
     for thread in threads {
         thread.join().map_err(|_| anyhow::anyhow!("an exercise panicked"))??;
     }
-    Ok(())
+    died
 }
 
 fn seed() -> u64 {
@@ -68,7 +72,11 @@ fn ext4_and_the_raw_device_are_exercised_while_daemons_die() -> Result<()> {
     run(tool("mkfs.ext4")?.args(["-q", "-E", "nodiscard"]).arg(&fs))?;
     let mounted = Mounted::at(&fs, &cluster.dir().join("mnt"))?;
     let (seed, operations) = (seed(), 3000);
-    let of = |path: PathBuf, len: u64, direct: bool, resize: bool| Fsx { path, seed, operations, len, direct, resize };
+    let enough = Arc::new(AtomicBool::new(false));
+    let of = |path: PathBuf, len: u64, direct: bool, resize: bool| {
+        let enough = Arc::clone(&enough);
+        Fsx { path, seed, operations, enough, len, direct, resize }
+    };
     let exercises = vec![
         of(mounted.0.join("buffered"), 4 << 20, false, true),
         of(mounted.0.join("direct"), 4 << 20, true, true),
@@ -91,7 +99,8 @@ fn xfs_is_made_filled_and_checked() -> Result<()> {
     let mounted = Mounted::at(&fs, &cluster.dir().join("mnt"))?;
     let (seed, operations) = (seed(), 1500);
     let path = mounted.0.join("file");
-    let fsx = Fsx { path, seed, operations, len: 4 << 20, direct: false, resize: true };
+    let enough = Arc::default();
+    let fsx = Fsx { path, seed, operations, enough, len: 4 << 20, direct: false, resize: true };
     under_deaths(&cluster, vec![fsx], &["osd-2"])?;
     mounted.end()?;
     run(tool("xfs_repair")?.arg("-n").arg(&fs))?;
@@ -117,7 +126,14 @@ fn qemu_img_fills_and_compares_while_an_osd_dies() -> Result<()> {
     let mut convert = tool("qemu-img")?;
     convert.args(["convert", "-n", "-f", "qcow2", "-O", "raw"]).arg(&image).arg(&uri);
     let mut convert = convert.spawn().context("cannot start qemu-img")?;
+    let io = format!("/proc/{}/io", convert.id());
+    until("qemu-img in the middle of it", 30, || {
+        let read = std::fs::read_to_string(&io).context("qemu-img was over before the OSD died")?;
+        let read = read.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse::<u64>().ok());
+        Ok(read.filter(|bytes| *bytes > 8 << 20))
+    })?;
     cluster.kill("osd-1")?;
+    assert!(convert.try_wait()?.is_none(), "qemu-img was over before the OSD died");
     let status = convert.wait()?;
     assert!(status.success(), "qemu-img convert saw an error: {status}");
     run(tool("qemu-img")?.args(["compare", "-f", "qcow2", "-F", "raw"]).arg(&image).arg(&uri))?;

@@ -51,7 +51,7 @@ impl VolumeSource for Cluster {
             return Err(SourceError::Ended { volume: want.volume });
         }
         // Published to this node alone: whoever else still has a session (a node that died, say) has lost it.
-        let steal = volume.published_nodes == [self.node.0.clone()];
+        let steal = want.steal || volume.published_nodes == [self.node.0.clone()];
         let (node, mode) = (self.node.0.clone(), want.mode);
         let claim = Claim { volume: want.volume, node, mode, steal, replaces: want.continues };
         let holding = Holding::attach(&service, &claim).await?;
@@ -62,6 +62,11 @@ impl VolumeSource for Cluster {
         let opened = Volume::open(&holding, self.maps.clone(), Options::default());
         let device = Arc::new(ClusterDevice { id: want.volume, volume: opened, meta: self.meta.clone() });
         Ok(Held { name: volume.name, generation: holding.generation, device })
+    }
+
+    async fn holds(&self, volume: VolumeId, generation: Generation, request_id: &str) -> Result<bool, SourceError> {
+        let volume = self.meta.with_request_id(request_id).volume(volume).await?;
+        Ok(volume.attachments.iter().any(|attachment| attachment.generation == generation.0))
     }
 
     async fn detach(&self, volume: VolumeId, generation: Generation, request_id: &str) -> Result<(), SourceError> {

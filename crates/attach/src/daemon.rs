@@ -66,6 +66,7 @@ pub(crate) struct Wish {
     /// Empty: the best that makes a block device.
     pub(crate) exporter: String,
     pub(crate) mode: AttachMode,
+    pub(crate) steal: bool,
     pub(crate) request_id: String,
 }
 
@@ -152,13 +153,15 @@ impl Daemon {
                     let Record { exporter, mode, .. } = record;
                     return Err(DaemonError::OtherWay { volume: wish.volume, exporter, mode });
                 }
-                if active.export.state() == ExportState::Serving {
+                let serving = active.export.state() == ExportState::Serving;
+                if serving && (!wish.steal || self.still_ours(&record, &wish).await?) {
                     return Ok(self.shown(wish.volume, record));
                 }
             }
             self.end(&turn, wish.volume, Removal::Force, &wish.request_id).await?;
         }
-        let want = Want { volume: wish.volume, mode: wish.mode, continues: None, request_id: wish.request_id.clone() };
+        let Wish { volume, mode, steal, request_id, .. } = wish.clone();
+        let want = Want { volume, mode, steal, continues: None, request_id };
         let held = self.source.attach(&want).await?;
         let record = Record {
             name: held.name.clone(),
@@ -173,6 +176,11 @@ impl Daemon {
             self.give_up(wish.volume, &held, &wish.request_id).await;
         }
         made
+    }
+
+    /// Somebody may have taken over what still seems to serve.
+    async fn still_ours(&self, record: &Record, wish: &Wish) -> Result<bool, DaemonError> {
+        Ok(self.source.holds(wish.volume, record.generation, &wish.request_id).await?)
     }
 
     /// From a held volume to an export that serves and is recorded.

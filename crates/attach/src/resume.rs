@@ -81,7 +81,13 @@ impl Daemon {
         request_id: &str,
     ) -> Result<(), DaemonError> {
         let exporter = self.exporter(&record.exporter)?;
-        let want = Want { volume, mode: record.mode, continues: continued(&record), request_id: request_id.to_owned() };
+        let want = Want {
+            volume,
+            mode: record.mode,
+            steal: false,
+            continues: continued(&record),
+            request_id: request_id.to_owned(),
+        };
         let held = match self.source.attach(&want).await {
             Err(error) if error.is_transient() => return Err(error.into()),
             Err(error) => return self.fail(turn, volume, &record, exporter.as_ref(), &error).await,

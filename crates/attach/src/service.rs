@@ -37,7 +37,8 @@ impl AttachDaemon for Service {
             (false, false) => AttachMode::Exclusive,
         };
         let span = span("export", &request_id, request.volume);
-        let wish = Wish { volume: VolumeId(request.volume), exporter: request.exporter, mode, request_id };
+        let ExportRequest { volume, exporter, steal, .. } = request;
+        let wish = Wish { volume: VolumeId(volume), exporter, mode, steal, request_id };
         let daemon = self.0.clone();
         let shown = finish("export", span, async move { daemon.export(wish).await }).await?;
         Ok(Response::new(ExportReply { exported: Some(shown.into()) }))

@@ -16,6 +16,8 @@ pub struct Want {
     pub volume: VolumeId,
     /// How.
     pub mode: AttachMode,
+    /// Take it from whoever holds it; otherwise another holder is an error.
+    pub steal: bool,
     /// The generation under which a predecessor of this process held it. It is continued, never begun anew: if the
     /// holding was ended meanwhile, the answer is [`SourceError::Ended`].
     pub continues: Option<Generation>,
@@ -60,6 +62,12 @@ pub trait VolumeSource: Send + Sync + 'static {
     /// # Errors
     /// [`SourceError`].
     async fn attach(&self, want: &Want) -> Result<Held, SourceError>;
+
+    /// Whether the holding of this generation is still ours: no one has taken the volume over.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn holds(&self, volume: VolumeId, generation: Generation, request_id: &str) -> Result<bool, SourceError>;
 
     /// Ends the holding of this generation; one that has ended already is fine.
     ///

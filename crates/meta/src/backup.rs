@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     fn written(dir: &Path) -> PathBuf {
-        let state: MemoryState = (0..50).map(|n| (Bytes::from(format!("x{n:02}")), Bytes::from(vec![n; 40]))).collect();
+        let state: MemoryState = (0..50).map(|n| (Bytes::from(format!("~{n:02}")), Bytes::from(vec![n; 40]))).collect();
         let file = dir.join("backup");
         let mut writer = Writer::create(&file).unwrap();
         let mut last = false;
@@ -291,7 +291,7 @@ mod tests {
         let mut found = Vec::new();
         let (head, tail) = read(&file, &mut |record| found.push(record)).unwrap();
         assert_eq!((head.index, head.term, tail.records), (70, 3, 50));
-        assert_eq!((found.len(), found[7].key.as_ref()), (50, &b"x07"[..]));
+        assert_eq!((found.len(), found[7].key.as_ref()), (50, &b"~07"[..]));
         assert!(Writer::create(&file).is_err(), "a backup is never overwritten");
         let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(names.len(), 1, "nothing unfinished is left");

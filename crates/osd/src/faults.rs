@@ -19,13 +19,18 @@ pub(crate) fn inject(disk: Arc<dyn Disk>, file: PathBuf) -> (Arc<dyn Disk>, Drop
     let faulty = Arc::new(FaultyDisk::new(disk, u64::from(std::process::id())));
     let mut known = String::new();
     take(&file, &faulty, &mut known);
+    let tally = file.with_extension("happened");
+    let mut told = 0;
     let stop = CancellationToken::new();
     let (stopped, watched) = (stop.clone(), Arc::clone(&faulty));
     tokio::spawn(async move {
         let mut clock = tokio::time::interval(LOOK_EVERY);
         while !stopped.is_cancelled() {
             tokio::select! {
-                _ = clock.tick() => take(&file, &watched, &mut known),
+                _ = clock.tick() => {
+                    take(&file, &watched, &mut known);
+                    tell(&tally, watched.happened(), &mut told);
+                }
                 () = stopped.cancelled() => {}
             }
         }
@@ -53,6 +58,17 @@ fn take(file: &Path, disk: &FaultyDisk, known: &mut String) {
     *known = text;
 }
 
+/// Leaves the number of faults that happened, for whoever must know that they did.
+fn tell(tally: &Path, happened: u64, told: &mut u64) {
+    if happened == *told {
+        return;
+    }
+    match std::fs::write(tally, happened.to_string()) {
+        Ok(()) => *told = happened,
+        Err(error) => tracing::warn!(file = %tally.display(), %error, "cannot leave the number of faults"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use cairn_disk::SimDisk;
@@ -70,6 +86,9 @@ mod tests {
             take(&file, &disk, &mut known);
             assert_eq!(disk.sync().is_err(), fails, "{text}");
         }
+        let (tally, mut told) = (file.with_extension("happened"), 0);
+        tell(&tally, disk.happened(), &mut told);
+        assert_eq!((std::fs::read_to_string(&tally).unwrap(), told), (disk.happened().to_string(), disk.happened()));
         std::fs::remove_file(&file).unwrap();
         take(&file, &disk, &mut known);
         assert!(disk.sync().is_ok());

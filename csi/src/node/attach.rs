@@ -50,6 +50,7 @@ impl Attach {
             read_only: mode == AttachMode::ReadOnly,
             shared: mode == AttachMode::Shared,
             request_id: request_id.to_owned(),
+            steal: false,
         };
         let mut client = self.client.clone();
         let reply = self.finish(client.export(within(message, EXPORT_PATIENCE))).await?;

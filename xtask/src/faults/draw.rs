@@ -1,9 +1,11 @@
 //! The kinds of fault: what is done to which host, how it ends, and how long a client may wait for it.
 
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use cairn_tests::{Cut, Hosts, Rng, SMALL_DISK, Signal};
+use cairn_tests::{Cut, Hosts, Rng, SMALL_DISK, Signal, capture, until};
 
 use super::{CLIENT, SERVERS};
 
@@ -38,7 +40,9 @@ pub(crate) enum Fault {
     ReadError,
     /// An OSD's disk returns flipped bits.
     BitFlip,
-    /// An OSD's disk fails its next flush.
+    /// An OSD's disk fails a write.
+    WriteError,
+    /// An OSD's disk fails a flush.
     SyncError,
     /// An OSD's disk takes its time.
     SlowDisk,
@@ -46,18 +50,19 @@ pub(crate) enum Fault {
 
 use Fault::{
     BitFlip, CrashHost, CutHost, CutPair, DeafHost, FullDisk, KillAttach, KillKeeper, KillLeader, KillOsd, MuteHost,
-    Nothing, ReadError, SlowDisk, StopOsd, SyncError,
+    Nothing, ReadError, SlowDisk, StopOsd, SyncError, WriteError,
 };
 
-const ALL: [Fault; 16] = [
+const ALL: [Fault; 17] = [
     Nothing, KillOsd, StopOsd, KillLeader, KillAttach, KillKeeper, CrashHost, CutHost, DeafHost, MuteHost, CutPair,
-    FullDisk, ReadError, BitFlip, SyncError, SlowDisk,
+    FullDisk, ReadError, BitFlip, WriteError, SyncError, SlowDisk,
 ];
 
 /// Whom it happens to, and chance.
 pub(crate) struct Stage<'a> {
     pub(crate) hosts: &'a Hosts,
     pub(crate) rng: &'a mut Rng,
+    pub(crate) host: Option<usize>,
 }
 
 /// A fault under way.
@@ -66,9 +71,13 @@ pub(crate) struct Injected {
     pub(crate) on: String,
     /// For how long.
     pub(crate) hold: Duration,
+    /// Asked at the end of that time: it fails when the fault had no effect.
+    pub(crate) proof: Proof,
     /// Ends it.
     pub(crate) heal: Box<dyn FnOnce(&Hosts) -> Result<()>>,
 }
+
+type Proof = Box<dyn FnOnce(&Hosts) -> Result<()>>;
 
 /// All kinds, or those that were asked for by name.
 pub(crate) fn kinds(only: &[String]) -> Result<Vec<Fault>> {
@@ -99,6 +108,7 @@ impl Fault {
             FullDisk => "full-disk",
             ReadError => "read-error",
             BitFlip => "bit-flip",
+            WriteError => "write-error",
             SyncError => "sync-error",
             SlowDisk => "slow-disk",
         }
@@ -110,24 +120,43 @@ impl Fault {
         match self {
             Nothing | KillLeader | KillKeeper => Duration::from_millis(250),
             KillOsd => Duration::from_millis(500),
-            ReadError | BitFlip | SyncError => Duration::from_secs(1),
+            ReadError | BitFlip | WriteError | SyncError => Duration::from_secs(1),
             StopOsd | KillAttach | SlowDisk => Duration::from_secs(3),
             CrashHost | CutHost | DeafHost | MuteHost | CutPair => Duration::from_secs(5),
             FullDisk => hold + Duration::from_secs(2),
         }
     }
 
-    /// Does it.
+    /// What a wait may not exceed, on the noisiest machine: ten times the bar, not counting how long a disk was full.
+    pub(crate) fn limit(self, hold: Duration) -> Duration {
+        let waits = if self == FullDisk { hold } else { Duration::ZERO };
+        waits + (self.bar(hold) - waits) * 10
+    }
+
+    /// Whether the attach daemon of the host dies of it, with the devices that it shows.
+    pub(crate) fn ends_devices_of(self, rng: &mut Rng) -> Option<usize> {
+        (self == CrashHost).then(|| a_server(rng))
+    }
+
+    /// Does it. `host`: where, when that was drawn already.
     pub(crate) fn inject(self, stage: Stage<'_>) -> Result<Injected> {
-        let Stage { hosts, rng } = stage;
-        let host = rng.below(SERVERS as u64) as usize;
+        let Stage { hosts, rng, host } = stage;
+        let host = host.unwrap_or_else(|| a_server(rng));
         let name = |host: usize| format!("host {}", hosts.name(host));
         match self {
             Nothing => Ok(Injected::over("-", 3000)),
             KillOsd => killed(hosts, host, "osd-0"),
             KillLeader => {
                 let (host, role) = hosts.leader(CLIENT)?;
-                killed(hosts, host, &role)
+                let old = hosts.pid(host, &role)?;
+                let mut injected = killed(hosts, host, &role)?;
+                injected.proof = Box::new(move |hosts| {
+                    until("another leader", 30, || {
+                        let (at, now) = hosts.leader(CLIENT)?;
+                        Ok((hosts.pid(at, &now)? != old).then_some(()))
+                    })
+                });
+                Ok(injected)
             }
             KillAttach => killed(hosts, CLIENT, "attach"),
             KillKeeper => killed(hosts, CLIENT, "keeper"),
@@ -135,12 +164,21 @@ impl Fault {
                 hosts.signal(host, "osd-0", Signal::Stop)?;
                 let hold = Duration::from_millis(3000 + rng.below(5000));
                 let heal = move |hosts: &Hosts| hosts.signal(host, "osd-0", Signal::Continue);
-                Ok(Injected { on: format!("osd-0 of {}", name(host)), hold, heal: Box::new(heal) })
+                let stopped = hosts.pid(host, "osd-0")?.context("no OSD was stopped")?;
+                let proof: Proof = Box::new(move |_| {
+                    let stat = std::fs::read_to_string(format!("/proc/{stopped}/stat")).context("it is gone")?;
+                    match stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+                        true => Ok(()),
+                        false => bail!("it was not stopped: {stat}"),
+                    }
+                });
+                Ok(Injected { on: format!("osd-0 of {}", name(host)), hold, proof, heal: Box::new(heal) })
             }
             CrashHost => {
                 hosts.crash(host)?;
                 let hold = Duration::from_millis(1000 + rng.below(4000));
-                Ok(Injected { on: name(host), hold, heal: Box::new(move |hosts| hosts.up(host)) })
+                let proof: Proof = Box::new(move |hosts| lost_packets(hosts, host));
+                Ok(Injected { on: name(host), hold, proof, heal: Box::new(move |hosts| hosts.up(host)) })
             }
             CutHost => cut(hosts, rng, host, Cut::Both, None),
             DeafHost => cut(hosts, rng, host, Cut::Incoming, None),
@@ -153,7 +191,8 @@ impl Fault {
             FullDisk => fill_up(hosts),
             ReadError => ill(hosts, host, "read-error rate=50000", 4000),
             BitFlip => ill(hosts, host, "read-flip rate=50000", 4000),
-            SyncError => ill(hosts, host, "sync-error count=1", 2500),
+            WriteError => deadly(hosts, host, "write-error count=1"),
+            SyncError => deadly(hosts, host, "sync-error count=1"),
             SlowDisk => ill(hosts, host, "sync-latency us=2500000", 6000),
         }
     }
@@ -162,14 +201,35 @@ impl Fault {
 impl Injected {
     /// One that needs no end: what died comes back by itself.
     fn over(on: impl Into<String>, hold_ms: u64) -> Self {
-        Self { on: on.into(), hold: Duration::from_millis(hold_ms), heal: Box::new(|_| Ok(())) }
+        let hold = Duration::from_millis(hold_ms);
+        Self { on: on.into(), hold, proof: Box::new(|_| Ok(())), heal: Box::new(|_| Ok(())) }
     }
 }
 
+fn a_server(rng: &mut Rng) -> usize {
+    rng.below(SERVERS as u64) as usize
+}
+
 fn killed(hosts: &Hosts, host: usize, role: &str) -> Result<Injected> {
+    let old = hosts.pid(host, role)?;
     hosts.signal(host, role, Signal::Kill)?;
-    // Until the supervisor has started it again.
-    Ok(Injected::over(format!("{role} of host {}", hosts.name(host)), 2500))
+    let mut injected = Injected::over(format!("{role} of host {}", hosts.name(host)), 2500);
+    let role = role.to_owned();
+    injected.proof = Box::new(move |hosts| another(hosts, host, &role, old));
+    Ok(injected)
+}
+
+/// Waits until the supervisor has started another process of a role.
+fn another(hosts: &Hosts, host: usize, role: &str, old: Option<u32>) -> Result<()> {
+    let lives = || Ok(hosts.pid(host, role)?.filter(|pid| Some(*pid) != old));
+    until(&format!("another life of {role}"), 30, lives).map(|_| ())
+}
+
+fn lost_packets(hosts: &Hosts, host: usize) -> Result<()> {
+    match hosts.network().dropped(host)? {
+        0 => bail!("no packet was lost"),
+        _ => Ok(()),
+    }
 }
 
 fn cut(hosts: &Hosts, rng: &mut Rng, host: usize, cut: Cut, other: Option<usize>) -> Result<Injected> {
@@ -181,27 +241,70 @@ fn cut(hosts: &Hosts, rng: &mut Rng, host: usize, cut: Cut, other: Option<usize>
     };
     let on = format!("{} {arrow} {}", hosts.name(host), other.map_or("all", |other| hosts.name(other)));
     let hold = Duration::from_millis(3000 + rng.below(6000));
-    Ok(Injected { on, hold, heal: Box::new(move |hosts| hosts.network().heal(host)) })
+    let proof: Proof = Box::new(move |hosts| lost_packets(hosts, host));
+    Ok(Injected { on, hold, proof, heal: Box::new(move |hosts| hosts.network().heal(host)) })
 }
 
 /// The disk of an OSD does this wrong for a while.
 fn ill(hosts: &Hosts, host: usize, how: &str, hold_ms: u64) -> Result<Injected> {
     let file = hosts.disk_faults(host);
+    let tally = file.with_extension("happened");
+    let so_far = move || std::fs::read_to_string(&tally).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let before = so_far();
     std::fs::write(&file, how).context("cannot write the disk's faults")?;
+    let proof: Proof = Box::new(move |_| match so_far() > before {
+        true => Ok(()),
+        false => bail!("the disk never failed"),
+    });
     let heal = move |_: &Hosts| std::fs::remove_file(&file).context("cannot end the disk's faults");
     let on = format!("osd-0 of host {}", hosts.name(host));
-    Ok(Injected { on, hold: Duration::from_millis(hold_ms), heal: Box::new(heal) })
+    Ok(Injected { on, hold: Duration::from_millis(hold_ms), proof, heal: Box::new(heal) })
 }
 
-/// Takes every free byte of the small filesystem, and gives it back.
+/// The disk of an OSD does something wrong that no OSD survives; its next life finds a good disk.
+fn deadly(hosts: &Hosts, host: usize, how: &str) -> Result<Injected> {
+    let (old, file) = (hosts.pid(host, "osd-0")?, hosts.disk_faults(host));
+    std::fs::write(&file, how).context("cannot write the disk's faults")?;
+    let dies = until("the end of the OSD", 30, || Ok((hosts.pid(host, "osd-0")? != old).then_some(())));
+    std::fs::remove_file(&file).context("cannot end the disk's faults")?;
+    dies?;
+    let mut injected = Injected::over(format!("osd-0 of host {}", hosts.name(host)), 2500);
+    injected.proof = Box::new(move |hosts| another(hosts, host, "osd-0", old));
+    Ok(injected)
+}
+
+/// Takes every free byte of the small filesystem while somebody writes what was never written before, and gives it
+/// back.
 fn fill_up(hosts: &Hosts) -> Result<Injected> {
-    let ballast = hosts.disk_folder(SMALL_DISK).join("ballast");
+    const FRESH: &str = "fresh";
+    let ballast = hosts.ballast(SMALL_DISK);
+    capture(&mut hosts.cairn(CLIENT, &["volume", "create", FRESH, "--size", "64Mi"]))?;
+    let device = capture(&mut hosts.cairn(CLIENT, &["volume", "attach", FRESH]))?;
     let mut file = std::fs::File::create(&ballast).context("cannot fill the disk")?;
     for piece in [1 << 20, 4096] {
         let bytes = vec![1u8; piece];
         while std::io::Write::write_all(&mut file, &bytes).is_ok() {}
     }
+    let mut writer = Command::new("dd");
+    writer.args(["if=/dev/urandom", "bs=1M", "count=64", "oflag=direct", "status=none"]).process_group(0);
+    let mut writer =
+        writer.arg(format!("of={}", device.trim())).stdin(Stdio::null()).spawn().context("cannot start dd")?;
     let on = format!("the disk of host {}", hosts.name(SMALL_DISK));
-    let heal = move |_: &Hosts| std::fs::remove_file(&ballast).context("cannot empty the disk");
-    Ok(Injected { on, hold: Duration::from_secs(4), heal: Box::new(heal) })
+    let proof: Proof = Box::new(|hosts| {
+        until("OSD_FULL", 20, || {
+            let health = hosts.json(CLIENT, &["health"])?;
+            let checks = health["checks"].as_array().into_iter().flatten();
+            Ok(checks.map(|check| &check["code"]).any(|code| code == "OSD_FULL").then_some(()))
+        })
+    });
+    let heal = move |hosts: &Hosts| {
+        std::fs::remove_file(&ballast).context("cannot empty the disk")?;
+        let status = until("the end of the writes that waited for room", 60, || Ok(writer.try_wait()?))?;
+        if !status.success() {
+            bail!("a write to a full cluster failed, and did not wait: {status}");
+        }
+        capture(&mut hosts.cairn(CLIENT, &["volume", "detach", FRESH]))?;
+        capture(&mut hosts.cairn(CLIENT, &["volume", "rm", FRESH])).map(|_| ())
+    };
+    Ok(Injected { on, hold: Duration::from_secs(4), proof, heal: Box::new(heal) })
 }

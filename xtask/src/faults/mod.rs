@@ -1,6 +1,6 @@
 //! Faults on real processes: a cluster of four hosts on this machine, formed by the commands an administrator types,
 //! with one fault after the other drawn from a seed, while fio verifies one volume and a history is held against
-//! another. No acknowledged write may be lost, no read be stale, no request fail, and no client wait longer than ten
+//! another, which every host reads. No acknowledged write may be lost, no read be stale, no request fail, and no client wait longer than ten
 //! times the bar of the fault.
 
 mod draw;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use cairn_tests::history::History;
+use cairn_tests::history::{History, Observer};
 use cairn_tests::{Hosts, Rng, Verifier, capture, cargo, interrupt, run as run_command};
 use clap::Args;
 
@@ -20,8 +20,8 @@ use report::{Line, Report};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How long faults are drawn; the set-up and the last check come on top.
-    #[arg(long, default_value_t = 4.0)]
+    /// How long faults are drawn, each kind at least once; the set-up and the last check come on top.
+    #[arg(long, default_value_t = 4.0, value_parser = minutes)]
     minutes: f64,
     /// Draw the same faults again.
     #[arg(long)]
@@ -41,6 +41,14 @@ impl Options {
     }
 }
 
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes = text.parse().map_err(|error| format!("{error}"))?;
+    match (0.0..=7.0 * 24.0 * 60.0).contains(&minutes) {
+        true => Ok(minutes),
+        false => Err("a run takes between 0 minutes and a week".to_owned()),
+    }
+}
+
 /// Hosts a, b and c are metadata members with an OSD each; d attaches the volumes and suffers the clients.
 const HOSTS: usize = 4;
 pub(crate) const SERVERS: usize = 3;
@@ -52,8 +60,14 @@ const QUIET: Duration = Duration::from_millis(1500);
 /// A healed cluster is clean again within so many seconds, or the run fails.
 const CONVERGES_S: u64 = 90;
 
-/// Beyond so many times its bar a stall fails the run; up to there it is shown. Machines are noisy.
-const SLACK: u32 = 10;
+/// What is unanswered for so long after the last fault is lost.
+const ANSWERS: Duration = Duration::from_secs(120);
+
+/// Written and read by the history, from every host.
+const HISTORY: &str = "history";
+
+/// Written and read by fio.
+const FIO: &str = "fio";
 
 /// Runs until the time is up, prints the table, and fails if anything was not as promised.
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -66,10 +80,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let seed = options.seed.unwrap_or_else(|| {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64 % 1_000_000)
     });
-    println!("seed {seed}; the same faults again: cargo xtask faults --minutes {} --seed {seed}", options.minutes);
-    let mut report = Report::new(seed);
+    let mut report = Report::new(seed, options.json);
+    let only = if options.only.is_empty() { String::new() } else { format!(" --only {}", options.only.join(",")) };
+    let again = format!("cargo xtask faults --minutes {} --seed {seed}{only}", options.minutes);
+    report.say(&format!("seed {seed}; the same faults again: {again}"));
     let outcome = tell(options, seed, &mut report);
-    report.print(options.json)?;
+    report.print()?;
     outcome?;
     report.verdict()
 }
@@ -77,50 +93,100 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn tell(options: &Options, seed: u64, report: &mut Report) -> Result<()> {
     let start = Instant::now();
     let mut hosts = Hosts::form(HOSTS, SERVERS)?;
-    println!("a cluster of {HOSTS} hosts is formed and healthy after {:.1} s", start.elapsed().as_secs_f64());
-    let device = attach(&hosts, "history", "64Mi")?;
-    let other = attach(&hosts, "fio", "32Mi")?;
-    let mut history = History::start(&device, seed)?;
-    let verifier = Verifier::start(&other, hosts.root())?;
-    let outcome = storm(options, seed, &hosts, &history, &verifier, report);
-    // Also after a failure: what was lost is worth knowing, and the devices must be free.
-    heal_everything(&hosts);
-    let stopped = history.stop(Duration::from_secs(60));
-    report.requests = history.requests();
-    report.wrong = history.wrong();
-    outcome?;
-    stopped.context("after the last fault")?;
-    report.fio_passes = verifier.finish()?;
-    last_check(&hosts, &history)?;
-    report.blocks_checked = history.blocks_written();
-    report.wrong = history.wrong();
-    drop(history);
-    hosts.reset()
+    report
+        .say(&format!("a cluster of {HOSTS} hosts is formed and healthy after {:.1} s", start.elapsed().as_secs_f64()));
+    let outcome = suffer(options, seed, &hosts, report);
+    match outcome {
+        Ok(()) => hosts.reset(),
+        // Dropped with its logs kept.
+        Err(error) => Err(error),
+    }
 }
 
-fn attach(hosts: &Hosts, volume: &str, size: &str) -> Result<PathBuf> {
-    capture(&mut hosts.cairn(CLIENT, &["volume", "create", volume, "--size", size]))?;
-    let device = capture(&mut hosts.cairn(CLIENT, &["volume", "attach", volume]))?;
+/// Clients at work, the storm, and what is there afterwards.
+fn suffer(options: &Options, seed: u64, hosts: &Hosts, report: &mut Report) -> Result<()> {
+    capture(&mut hosts.cairn(CLIENT, &["volume", "create", HISTORY, "--size", "64Mi"]))?;
+    capture(&mut hosts.cairn(CLIENT, &["volume", "create", FIO, "--size", "32Mi"]))?;
+    let mut history = History::start(&attach(hosts, CLIENT, HISTORY)?, seed)?;
+    let mut observers = Observers::start(hosts, &history, seed)?;
+    let mut verifier = Verifier::start(&attach(hosts, CLIENT, FIO)?, hosts.root())?;
+    let stormed = storm(options, seed, hosts, &history, &mut observers, &mut verifier, report);
+    // Also after a failure: what was lost is worth knowing, and the devices must be free.
+    hosts.end_all_faults();
+    let stopped = history.stop(ANSWERS).context("after the last fault");
+    let observed = observers.end();
+    let verified = verifier.finish(ANSWERS);
+    report.requests = history.requests();
+    report.fio_passes = *verified.as_ref().unwrap_or(&0);
+    report.observed = *observed.as_ref().unwrap_or(&0);
+    let interrupted = interrupt::check();
+    let checked = interrupted.and_then(|()| last_check(hosts, &history, report));
+    report.wrong = history.wrong();
+    stormed.and(stopped).and(observed.map(drop)).and(verified.map(drop)).and(checked)
+}
+
+fn attach(hosts: &Hosts, host: usize, volume: &str) -> Result<PathBuf> {
+    let how: &[&str] = if volume == HISTORY { &["--shared"] } else { &[] };
+    let device = capture(&mut hosts.cairn(host, &[&["volume", "attach", volume], how].concat()))?;
     Ok(PathBuf::from(device.trim()))
 }
 
-/// Reads everything back twice: where it was written, and on another host, which has nothing in memory.
-fn last_check(hosts: &Hosts, history: &History) -> Result<()> {
-    let device = capture(&mut hosts.cairn(CLIENT, &["volume", "attach", "history"]))?;
-    history.check_everything(device.trim().as_ref())?;
-    for volume in ["history", "fio"] {
-        capture(&mut hosts.cairn(CLIENT, &["volume", "detach", volume]))?;
-    }
-    let device = capture(&mut hosts.cairn(0, &["volume", "attach", "history"]))?;
-    history.check_everything(device.trim().as_ref())?;
-    capture(&mut hosts.cairn(0, &["volume", "detach", "history"])).map(|_| ())
+/// One on each server: each has a map and connections of its own, and is cut off when its host is.
+struct Observers {
+    all: Vec<Option<Observer>>,
+    seed: u64,
+    ended: u64,
 }
 
-/// A fault that was under way when the run failed must not keep the teardown from its work.
-fn heal_everything(hosts: &Hosts) {
-    for host in 0..HOSTS {
-        let _ = hosts.network().heal(host);
+impl Observers {
+    fn start(hosts: &Hosts, history: &History, seed: u64) -> Result<Self> {
+        let mut observers = Self { all: (0..SERVERS).map(|_| None).collect(), seed, ended: 0 };
+        for host in 0..SERVERS {
+            observers.begin(host, hosts, history)?;
+        }
+        Ok(observers)
     }
+
+    fn begin(&mut self, host: usize, hosts: &Hosts, history: &History) -> Result<()> {
+        self.all[host] = Some(history.observe(&attach(hosts, host, HISTORY)?, self.seed ^ host as u64)?);
+        Ok(())
+    }
+
+    fn leave(&mut self, host: usize) -> Result<()> {
+        if let Some(observer) = self.all[host].take() {
+            self.ended += observer.end(ANSWERS).with_context(|| format!("the observer on host {host}"))?;
+        }
+        Ok(())
+    }
+
+    /// How many reads all of them made.
+    fn end(mut self) -> Result<u64> {
+        (0..SERVERS).try_for_each(|host| self.leave(host))?;
+        Ok(self.ended)
+    }
+}
+
+/// Reads everything back twice: where it was written, and on another host, which has nothing in memory. Then every
+/// copy of every block is held against its checksum and against the other copies.
+fn last_check(hosts: &Hosts, history: &History, report: &mut Report) -> Result<()> {
+    hosts.healthy(CLIENT, CONVERGES_S)?;
+    history.check_everything(&attach(hosts, CLIENT, HISTORY)?)?;
+    history.check_everything(&attach(hosts, 0, HISTORY)?)?;
+    report.blocks_checked = history.blocks_written();
+    let scrub = hosts.json(CLIENT, &["pool", "scrub", "default", "--deep", "--wait"])?;
+    let number = |name: &str| scrub[name].as_u64().with_context(|| format!("the scrub does not say `{name}`: {scrub}"));
+    report.blocks_scrubbed = number("blocks")?;
+    let (bad, damaged) = (number("bad_copies")?, number("damaged_blocks")?);
+    if bad > 0 || damaged > 0 {
+        bail!("a deep scrub found {bad} bad copies and {damaged} blocks without a good one");
+    }
+    for host in 0..SERVERS {
+        capture(&mut hosts.cairn(host, &["volume", "detach", HISTORY]))?;
+    }
+    for volume in [HISTORY, FIO] {
+        capture(&mut hosts.cairn(CLIENT, &["volume", "detach", volume]))?;
+    }
+    Ok(())
 }
 
 fn storm(
@@ -128,55 +194,62 @@ fn storm(
     seed: u64,
     hosts: &Hosts,
     history: &History,
-    verifier: &Verifier,
+    observers: &mut Observers,
+    verifier: &mut Verifier,
     report: &mut Report,
 ) -> Result<()> {
     let end = Instant::now() + Duration::from_secs_f64(options.minutes * 60.0);
     let mut rng = Rng::new(seed);
     let kinds = draw::kinds(&options.only)?;
-    let mut round: Vec<Fault> = Vec::new();
-    while Instant::now() < end {
-        interrupt::check()?;
-        if verifier.failed() {
-            bail!("fio ended by itself");
-        }
-        // Each kind once in each round, in another order: a short run has seen every one.
-        let fault = match round.pop() {
-            Some(fault) => fault,
-            None => {
-                round.clone_from(&kinds);
-                rng.shuffle(&mut round);
-                continue;
+    // Each kind once in each round, in another order; the first round is always whole.
+    for number in 0.. {
+        let mut round = kinds.clone();
+        rng.shuffle(&mut round);
+        for fault in round {
+            if number > 0 && Instant::now() >= end {
+                return Ok(());
             }
-        };
-        let line = one(fault, &mut rng, hosts, history).with_context(|| format!("during `{}`", fault.word()))?;
-        println!("{}", line.sentence());
-        let too_long = line.stall > line.bar * SLACK;
-        report.lines.push(line);
-        if too_long {
-            bail!("a client waited longer than {SLACK} times the bar of `{}`", fault.word());
-        }
-        if !history.wrong().is_empty() {
-            bail!("the history is wrong after `{}`", fault.word());
+            interrupt::check()?;
+            if let Some(error) = verifier.found() {
+                return Err(error.context("fio --verify"));
+            }
+            one(fault, &mut rng, hosts, history, observers, report)
+                .with_context(|| format!("during `{}`", fault.word()))?;
+            if !history.wrong().is_empty() {
+                bail!("the history is wrong after `{}`", fault.word());
+            }
         }
     }
     Ok(())
 }
 
 /// One fault: quiet, the fault, its end, and the way back to health.
-fn one(fault: Fault, rng: &mut Rng, hosts: &Hosts, history: &History) -> Result<Line> {
-    std::thread::sleep(QUIET);
-    let stage = Stage { hosts, rng };
+fn one(
+    fault: Fault,
+    rng: &mut Rng,
+    hosts: &Hosts,
+    history: &History,
+    observers: &mut Observers,
+    report: &mut Report,
+) -> Result<()> {
+    patiently(QUIET)?;
+    let host = fault.ends_devices_of(rng);
+    if let Some(host) = host {
+        observers.leave(host)?;
+    }
     let began = history.now();
-    let injected = fault.inject(stage)?;
+    let injected = fault.inject(Stage { hosts, rng, host })?;
     patiently(injected.hold)?;
+    (injected.proof)(hosts).context("the fault had no effect")?;
     let held = history.now() - began;
     (injected.heal)(hosts)?;
-    let healed = history.now();
     let healthy = hosts.healthy(CLIENT, CONVERGES_S)?;
-    // Whoever was waiting has its answer by now; one that has not is counted with its age.
-    let latency = history.latency(began, healed + Duration::from_secs(2));
-    Ok(Line {
+    if let Some(host) = host {
+        observers.begin(host, hosts, history)?;
+    }
+    // The way back to health counts too, and who still waits is counted with its age.
+    let latency = history.latency(began, history.now());
+    let line = Line {
         kind: fault.word(),
         on: injected.on,
         at: began,
@@ -186,7 +259,14 @@ fn one(fault: Fault, rng: &mut Rng, hosts: &Hosts, history: &History) -> Result<
         p999: latency.p999,
         stall: latency.longest,
         bar: fault.bar(injected.hold),
-    })
+    };
+    report.say(&line.sentence());
+    let too_long = line.stall > fault.limit(injected.hold);
+    report.lines.push(line);
+    if too_long {
+        bail!("a client waited longer than ten times the bar");
+    }
+    Ok(())
 }
 
 /// Sleeps, but not through Ctrl-C.

@@ -22,8 +22,11 @@ pub(crate) struct Line {
 /// All of a run.
 pub(crate) struct Report {
     seed: u64,
+    as_json: bool,
     pub(crate) lines: Vec<Line>,
-    pub(crate) requests: usize,
+    pub(crate) requests: u64,
+    pub(crate) observed: u64,
+    pub(crate) blocks_scrubbed: u64,
     pub(crate) blocks_checked: usize,
     pub(crate) fio_passes: u32,
     pub(crate) wrong: Vec<Wrong>,
@@ -47,8 +50,23 @@ impl Line {
 }
 
 impl Report {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self { seed, lines: Vec::new(), requests: 0, blocks_checked: 0, fio_passes: 0, wrong: Vec::new() }
+    pub(crate) fn new(seed: u64, as_json: bool) -> Self {
+        Self {
+            seed,
+            as_json,
+            lines: Vec::new(),
+            requests: 0,
+            observed: 0,
+            blocks_scrubbed: 0,
+            blocks_checked: 0,
+            fio_passes: 0,
+            wrong: Vec::new(),
+        }
+    }
+
+    /// Progress, which is not part of the JSON.
+    pub(crate) fn say(&self, sentence: &str) {
+        if self.as_json { eprintln!("{sentence}") } else { println!("{sentence}") }
     }
 
     fn count(&self, is: impl Fn(&Wrong) -> bool) -> usize {
@@ -68,8 +86,8 @@ impl Report {
     }
 
     /// The table, or JSON.
-    pub(crate) fn print(&self, as_json: bool) -> Result<()> {
-        if as_json {
+    pub(crate) fn print(&self) -> Result<()> {
+        if self.as_json {
             println!("{}", serde_json::to_string_pretty(&self.json())?);
             return Ok(());
         }
@@ -94,9 +112,12 @@ impl Report {
             );
         }
         println!(
-            "\n{} requests, {} blocks read back, {} passes of fio: {} lost writes, {} stale reads, {} corrupt blocks, {} failed requests",
+            "\n{} requests and {} reads through other hosts, {} blocks read back and {} scrubbed, {} passes of fio: {} lost \
+             writes, {} stale reads, {} corrupt blocks, {} failed requests",
             self.requests,
+            self.observed,
             self.blocks_checked,
+            self.blocks_scrubbed,
             self.fio_passes,
             self.count(|wrong| matches!(wrong, Wrong::Lost(_))),
             self.count(|wrong| matches!(wrong, Wrong::Stale(_))),
@@ -120,7 +141,8 @@ impl Report {
             })
             .collect();
         json!({
-            "seed": self.seed, "requests": self.requests, "blocks_checked": self.blocks_checked,
+            "seed": self.seed, "requests": self.requests, "observed": self.observed,
+            "blocks_scrubbed": self.blocks_scrubbed, "blocks_checked": self.blocks_checked,
             "fio_passes": self.fio_passes, "faults": faults,
             "lost": self.count(|wrong| matches!(wrong, Wrong::Lost(_))),
             "stale": self.count(|wrong| matches!(wrong, Wrong::Stale(_))),
@@ -133,6 +155,16 @@ impl Report {
     pub(crate) fn verdict(&self) -> Result<()> {
         if let Some(first) = self.wrong.first() {
             bail!("{} of the history's checks failed; the first: {first:?} (seed {})", self.wrong.len(), self.seed);
+        }
+        let counts = [
+            ("requests", self.requests),
+            ("reads through other hosts", self.observed),
+            ("blocks read back", self.blocks_checked as u64),
+            ("blocks scrubbed", self.blocks_scrubbed),
+            ("passes of fio", u64::from(self.fio_passes)),
+        ];
+        if let Some((what, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            bail!("a run without {what} shows nothing (seed {})", self.seed);
         }
         Ok(())
     }

@@ -65,6 +65,10 @@ impl VolumeSource for FileSource {
         Ok(Held { name: format!("test-{}", volume.0), generation: Generation(now + 1), device })
     }
 
+    async fn holds(&self, volume: VolumeId, generation: Generation, _: &str) -> Result<bool, SourceError> {
+        Ok(holder(&self.dir, volume.0) == generation.0)
+    }
+
     async fn detach(&self, _: VolumeId, _: Generation, _: &str) -> Result<(), SourceError> {
         Ok(())
     }

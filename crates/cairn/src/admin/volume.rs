@@ -52,6 +52,9 @@ pub(crate) enum VolumeVerb {
         /// Only for reading.
         #[arg(long)]
         read_only: bool,
+        /// Beside other nodes that attach it shared too: for programs that agree among themselves who writes where.
+        #[arg(long, conflicts_with = "read_only")]
+        shared: bool,
         /// Take it from whoever holds it: their writes are refused from then on, late ones too.
         #[arg(long)]
         steal: bool,
@@ -86,25 +89,16 @@ pub(crate) async fn run(verb: VolumeVerb, target: &Target) -> Outcome {
             let request = meta::ResizeVolumeRequest { mutation: None, volume: Some(reference(&volume)?), size };
             one(client.resize_volume(request).await?.volume, "resized", target.output)
         }
-        VolumeVerb::Attach { volume, nbd, read_only, steal } => {
+        VolumeVerb::Attach { volume, nbd, read_only, shared, steal } => {
             let volume = find(&client, &volume).await?;
-            if steal {
-                // No node has access any more; the attachment that follows returns when every group knows it.
-                let by = Some(meta::volume_ref::By::Id(volume.id));
-                let everywhere = meta::UnpublishVolumeRequest {
-                    mutation: None,
-                    volume: Some(meta::VolumeRef { by }),
-                    node: String::new(),
-                };
-                client.unpublish_volume(everywhere).await?;
-            }
             let exporter = if nbd { "nbd-socket" } else { "" };
             let request = ExportRequest {
                 volume: volume.id,
                 exporter: exporter.into(),
                 read_only,
-                shared: false,
+                shared,
                 request_id: request_id(),
+                steal,
             };
             let reply = attach_daemon(target).await?.export(request).await.map_err(refused)?.into_inner();
             exported(reply.exported, target.output)
