@@ -82,6 +82,8 @@ fn what_cannot_be_joined_is_refused_in_words() -> Result<()> {
     refused(create(&file, &[]), 1, "give --size")?;
     refused(create(&file, &["--size", "1Mi"]), 1, "too small")?;
     run(&mut create(&file, &["--size", "2Gi"]))?;
-    refused(create(&file, &[]), 1, "of this host already")?;
+    run(&mut create(&file, &[]))?;
+    refused(hosts.cairn(0, &["token", "forget", "nobody"]), 4, "no host named")?;
+    refused(hosts.cairn(0, &["token", "forget", "a"]), 1, "cairn reset")?;
     hosts.reset()
 }

@@ -43,7 +43,7 @@ enum Verb {
     Init(form::Init),
     /// Make this host part of a cluster.
     Join(form::Join),
-    /// Join tokens: create.
+    /// Join tokens: create; forget a host that joined.
     Token {
         #[command(subcommand)]
         verb: form::TokenVerb,
@@ -150,7 +150,7 @@ async fn command(verb: Verb) -> Outcome {
         Verb::Up(options) => up::up(options).await,
         Verb::Init(options) => form::init(options).await,
         Verb::Join(options) => form::join(options).await,
-        Verb::Token { verb } => form::token(verb),
+        Verb::Token { verb } => form::token(verb).await,
         Verb::Down(options) => up::down(options).await,
         Verb::Reset(options) => up::take_away(options).await,
         Verb::Status { target } => admin::status(&target).await,

@@ -53,6 +53,9 @@ pub(crate) struct OsdDaemon {
     /// Size of a new file: 10Gi.
     #[arg(long, value_parser = size::parse)]
     size: Option<u64>,
+    /// It was formatted before: a blank disk is the wrong one, and stays blank.
+    #[arg(long, conflicts_with = "size")]
+    formatted: bool,
     /// The metadata members.
     #[arg(long, value_delimiter = ',', required = true)]
     meta: Vec<String>,
@@ -376,6 +379,7 @@ async fn osd(flags: OsdDaemon, stop: CancellationToken) -> Result<(), cairn_osd:
     let config = cairn_osd::Config {
         device: flags.device,
         size: flags.size,
+        formatted: flags.formatted,
         meta: flags.meta,
         listen: flags.listen,
         location: Location { zone: flags.zone, rack: flags.rack, host: flags.host },

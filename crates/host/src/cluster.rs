@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{Layout, roles};
 
@@ -72,8 +73,12 @@ pub struct OsdDisk {
     pub slot: u32,
     /// A block device or a file.
     pub device: PathBuf,
-    /// Bytes of the file, when it has to be made.
+    /// Bytes of the file, when its process makes it. Without: it was made before, and one that is not there, or blank,
+    /// is another disk than the one that was meant.
     pub size: Option<u64>,
+    /// What the disk calls itself, where it was formatted before it was described.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
     /// By which address it is known in the map.
     pub listen: String,
     /// ssd, hdd, nvme, ...
@@ -232,6 +237,7 @@ impl Cluster {
             slot,
             device: layout.osd_device(slot),
             size: Some(options.osd_size),
+            uuid: None,
             listen: roles::osd_socket(layout, slot),
             device_class: DEFAULT_CLASS.into(),
             inject_disk_faults: None,
@@ -250,7 +256,7 @@ impl Cluster {
         })
     }
 
-    /// Adds an OSD on a disk; its process starts when the supervisor reads the file again.
+    /// Adds an OSD on a formatted disk; its process starts when the supervisor reads the file again.
     ///
     /// # Errors
     /// When the disk carries one already, or the host is full.
@@ -258,7 +264,6 @@ impl Cluster {
         &mut self,
         layout: &Layout,
         device: PathBuf,
-        size: Option<u64>,
         device_class: String,
     ) -> Result<&mut OsdDisk, ClusterError> {
         if let Some(known) = self.disks.iter().find(|disk| disk.device == device) {
@@ -271,7 +276,7 @@ impl Cluster {
             Some(network) => network.osd_address(slot),
             None => roles::osd_socket(layout, slot),
         };
-        let disk = OsdDisk { slot, device, size, listen, device_class, inject_disk_faults: None };
+        let disk = OsdDisk { slot, device, size: None, uuid: None, listen, device_class, inject_disk_faults: None };
         self.disks.push(disk);
         Ok(self.disks.last_mut().expect("it was just put there"))
     }
@@ -415,8 +420,7 @@ mod tests {
         let members = [1, 2, 3].map(|id| Member { id, address: format!("10.0.0.{id}:7400") }).to_vec();
         let mut cluster = Cluster::of_host("b".into(), ("z".into(), "r".into()), members, network);
         assert_eq!((cluster.own_members.clone(), cluster.majority()), (vec![2], 2));
-        let mut add =
-            |device: &str| cluster.add_disk(&layout, device.into(), None, "ssd".into()).map(|disk| disk.clone());
+        let mut add = |device: &str| cluster.add_disk(&layout, device.into(), "ssd".into()).map(|disk| disk.clone());
         assert_eq!(add("/dev/x").unwrap().listen, "tcp:10.0.0.2:7410");
         assert_eq!(add("/dev/y").unwrap().role_name(), "osd-1");
         assert!(add("/dev/x").unwrap_err().to_string().contains("osd-0 of this host already"));

@@ -96,8 +96,9 @@ fn osd(layout: &Layout, cluster: &Cluster, disk: &OsdDisk) -> Role {
         .with("--zone", &cluster.zone)
         .with("--device-class", &disk.device_class)
         .insecure_where_asked(cluster);
-    if let Some(size) = disk.size {
-        args = args.with("--size", size);
+    match disk.size {
+        Some(size) => args = args.with("--size", size),
+        None => args.0.push("--formatted".to_owned()),
     }
     if let Some(file) = &disk.inject_disk_faults {
         args = args.with("--inject-disk-faults", file.display());

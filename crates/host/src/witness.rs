@@ -29,6 +29,7 @@ impl Witness {
 
 async fn registered_at(client: &MetaClient, address: &str) -> Option<(OsdId, Incarnation)> {
     let map = client.map_once().await.ok()?;
-    let osd = map.osds.values().find(|osd| osd.addresses.iter().any(|known| known == address))?;
+    // One that lived there before and was taken away is down.
+    let osd = map.osds.values().find(|osd| osd.up && osd.addresses.iter().any(|known| known == address))?;
     Some((osd.id, osd.incarnation))
 }

@@ -33,6 +33,8 @@ pub struct Config {
     pub device: PathBuf,
     /// Bytes of the file, when it has to be made.
     pub size: Option<u64>,
+    /// It was formatted before: a blank one is another than was meant, and stays blank.
+    pub formatted: bool,
     /// The metadata members, host:port.
     pub meta: Vec<String>,
     /// Where it listens: unix:/path or tcp:address:port, the best first.
@@ -67,6 +69,12 @@ pub enum Error {
     /// The device cannot be opened.
     #[error("cannot open the device: {0}")]
     Disk(#[from] cairn_disk::Error),
+    /// It should have been an OSD.
+    #[error(
+        "{0} was made an OSD and is blank now: another disk, or a directory whose filesystem is not mounted; nothing was \
+         written to it"
+    )]
+    Blank(PathBuf),
     /// The device cannot be used.
     #[error("cannot use the device: {0}")]
     Store(#[from] cairn_store::Error),
@@ -132,9 +140,11 @@ fn addresses(config: &Config) -> Result<Vec<Address>, Error> {
 
 async fn open(config: &Config) -> Result<(Arc<dyn Disk>, Opened), Error> {
     let options = OpenOptions { path: config.device.clone(), create_len: config.size, read_only: false };
+    let formatted = config.formatted;
     let work = move || -> Result<(Arc<dyn Disk>, Opened), Error> {
         let disk: Arc<dyn Disk> = Arc::new(FileDisk::open(&options)?);
         let opened = match cairn_store::open(disk.as_ref(), cairn_store::Config::default()) {
+            Err(cairn_store::Error::NotFormatted) if formatted => return Err(Error::Blank(options.path)),
             Err(cairn_store::Error::NotFormatted) => {
                 tracing::info!(device = %options.path.display(), "formatting");
                 let format = FormatOptions { osd_uuid: Uuid::new_v4(), ring_len: None, force: false };

@@ -75,6 +75,7 @@ impl Cluster {
         cairn_osd::Config {
             device: self.device(at),
             size: Some(256 * MIB),
+            formatted: false,
             meta: vec![self.address.clone()],
             listen: vec![format!("unix:{}", self.dir.path().join(format!("osd-{at}.sock")).display())],
             location: Location { zone: "default".into(), rack: "default".into(), host: "here".into() },

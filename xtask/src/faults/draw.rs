@@ -1,11 +1,13 @@
 //! The kinds of fault: what is done to which host, how it ends, and how long a client may wait for it.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cairn_tests::{Cut, Hosts, Rng, SMALL_DISK, Signal, capture, until};
+use rustix::process::{Pid, Signal as KillSignal, kill_process};
 
 use super::{CLIENT, SERVERS};
 
@@ -189,8 +191,8 @@ impl Fault {
                 cut(hosts, rng, host, way, Some(other))
             }
             FullDisk => fill_up(hosts),
-            ReadError => ill(hosts, host, "read-error rate=50000", 4000),
-            BitFlip => ill(hosts, host, "read-flip rate=50000", 4000),
+            ReadError => ill(hosts, a_leading_one(hosts, rng)?, "read-error rate=50000", 4000),
+            BitFlip => ill(hosts, a_leading_one(hosts, rng)?, "read-flip rate=50000", 4000),
             WriteError => deadly(hosts, host, "write-error count=1"),
             SyncError => deadly(hosts, host, "sync-error count=1"),
             SlowDisk => ill(hosts, host, "sync-latency us=2500000", 6000),
@@ -208,6 +210,18 @@ impl Injected {
 
 fn a_server(rng: &mut Rng) -> usize {
     rng.below(SERVERS as u64) as usize
+}
+
+/// A server whose OSD leads groups, and so is read from. OSDs are numbered in the order of their hosts.
+fn a_leading_one(hosts: &Hosts, rng: &mut Rng) -> Result<usize> {
+    let pgs = hosts.json(CLIENT, &["pg", "ls"])?;
+    let leaders = pgs.as_array().into_iter().flatten().filter_map(|pg| pg["primary"].as_u64());
+    let leaders: BTreeSet<u64> = leaders.collect();
+    let leaders: Vec<u64> = leaders.into_iter().collect();
+    if leaders.is_empty() {
+        bail!("no OSD leads any group");
+    }
+    Ok(*rng.pick(&leaders) as usize)
 }
 
 fn killed(hosts: &Hosts, host: usize, role: &str) -> Result<Injected> {
@@ -278,7 +292,7 @@ fn deadly(hosts: &Hosts, host: usize, how: &str) -> Result<Injected> {
 fn fill_up(hosts: &Hosts) -> Result<Injected> {
     const FRESH: &str = "fresh";
     let ballast = hosts.ballast(SMALL_DISK);
-    capture(&mut hosts.cairn(CLIENT, &["volume", "create", FRESH, "--size", "64Mi"]))?;
+    capture(&mut hosts.cairn(CLIENT, &["volume", "create", FRESH, "--size", "768Mi"]))?;
     let device = capture(&mut hosts.cairn(CLIENT, &["volume", "attach", FRESH]))?;
     let mut file = std::fs::File::create(&ballast).context("cannot fill the disk")?;
     for piece in [1 << 20, 4096] {
@@ -286,7 +300,7 @@ fn fill_up(hosts: &Hosts) -> Result<Injected> {
         while std::io::Write::write_all(&mut file, &bytes).is_ok() {}
     }
     let mut writer = Command::new("dd");
-    writer.args(["if=/dev/urandom", "bs=1M", "count=64", "oflag=direct", "status=none"]).process_group(0);
+    writer.args(["if=/dev/urandom", "bs=1M", "count=768", "oflag=direct", "status=none"]).process_group(0);
     let mut writer =
         writer.arg(format!("of={}", device.trim())).stdin(Stdio::null()).spawn().context("cannot start dd")?;
     let on = format!("the disk of host {}", hosts.name(SMALL_DISK));
@@ -299,8 +313,10 @@ fn fill_up(hosts: &Hosts) -> Result<Injected> {
     });
     let heal = move |hosts: &Hosts| {
         std::fs::remove_file(&ballast).context("cannot empty the disk")?;
-        let status = until("the end of the writes that waited for room", 60, || Ok(writer.try_wait()?))?;
-        if !status.success() {
+        // It has written enough; the write that waits for room must still be answered.
+        kill_process(Pid::from_child(&writer), KillSignal::TERM).context("cannot end dd")?;
+        let status = until("the answer to the write that waited for room", 60, || Ok(writer.try_wait()?))?;
+        if status.code().is_some_and(|code| code != 0) {
             bail!("a write to a full cluster failed, and did not wait: {status}");
         }
         capture(&mut hosts.cairn(CLIENT, &["volume", "detach", FRESH]))?;

@@ -1,13 +1,15 @@
 //! `cairn osd create`: a disk of this host becomes an OSD, formatted here, registered by its own process.
 
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use cairn_disk::{Disk, FileDisk, OpenOptions};
-use cairn_host::cluster::check_osd_size;
+use cairn_disk::{FileDisk, OpenOptions};
+use cairn_host::cluster::{OsdDisk, check_osd_size};
 use cairn_host::supervisor::State;
 use cairn_host::{Cluster, Layout};
 use cairn_store::FormatOptions;
+use cairn_types::map::Osd;
 use clap::Args;
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
@@ -48,21 +50,27 @@ pub(crate) async fn create(options: OsdCreate) -> Outcome {
     let status = metadata.status().await?;
     let device = std::path::absolute(&options.device)
         .map_err(Failure::while_(format!("cannot resolve {}", options.device.display())))?;
-    let disk = cluster
-        .add_disk(&layout, device.clone(), options.size, options.device_class)
-        .map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
-    disk.inject_disk_faults = options.inject_disk_faults;
-    let disk = disk.clone();
-    let (bytes, returning) = prepare(&device, options.size, &status.cluster_id)?;
+    // The same command again waits for what it began.
+    let (disk, returning) = match cluster.disks.iter().find(|disk| disk.device == device) {
+        Some(known) => (known.clone(), true),
+        None => add(&mut cluster, &layout, &options, &device, &status.cluster_id)?,
+    };
     cluster.save(&layout).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
     supervisor.signal(Signal::HUP);
     let osd = up::wait(&format!("the OSD on {} to come up", device.display()), async || {
         let map = metadata.map().await.ok()?;
-        map.osds.values().find(|osd| osd.up && osd.addresses.contains(&disk.listen)).cloned()
+        let it = |osd: &&Osd| osd.up && (disk.uuid == Some(osd.uuid) || disk.uuid.is_none());
+        map.osds.values().filter(|osd| osd.addresses.contains(&disk.listen)).find(it).cloned()
     })
     .await
-    .map_err(|failure| up::with_log(failure, &layout))?;
+    .map_err(|failure| {
+        let log = layout.log().join(format!("{}.log", disk.role_name()));
+        let hint = format!("{} says why; the same command waits for it again", log.display());
+        Failure::new(failure.code, format!("{failure}; {hint}"))
+    })?;
     let verb = if returning { "is back" } else { "is up" };
+    let bytes = std::fs::File::open(&device).and_then(|mut file| file.seek(SeekFrom::End(0)));
+    let bytes = bytes.map_err(Failure::while_(format!("cannot measure {}", device.display())))?;
     println!(
         "{} {verb} on host {}: {} on {} (process {} of this host)",
         osd.id,
@@ -74,6 +82,27 @@ pub(crate) async fn create(options: OsdCreate) -> Outcome {
     Ok(())
 }
 
+/// Checks, formats and describes a disk that is none of this host's yet. Whether it was an OSD of the cluster before.
+fn add(
+    cluster: &mut Cluster,
+    layout: &Layout,
+    options: &OsdCreate,
+    device: &Path,
+    cluster_id: &str,
+) -> Result<(OsdDisk, bool), Failure> {
+    let class = options.device_class.clone();
+    let disk = cluster
+        .add_disk(layout, device.to_owned(), class)
+        .map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    if let Some(address) = disk.listen.strip_prefix("tcp:").and_then(|address| address.parse().ok()) {
+        super::check_port(address)?;
+    }
+    let (uuid, returning) = prepare(device, options.size, cluster_id)?;
+    disk.uuid = Some(uuid);
+    disk.inject_disk_faults.clone_from(&options.inject_disk_faults);
+    Ok((disk.clone(), returning))
+}
+
 /// One `osd create` at a time changes the description.
 fn lock(layout: &Layout) -> Result<std::fs::File, Failure> {
     let path = layout.run().join("cluster.lock");
@@ -83,8 +112,8 @@ fn lock(layout: &Layout) -> Result<std::fs::File, Failure> {
     Ok(file)
 }
 
-/// Formats a blank disk. One that was an OSD of this cluster comes back as what it was. Its size, and whether it was.
-fn prepare(device: &Path, size: Option<u64>, cluster: &str) -> Result<(u64, bool), Failure> {
+/// Formats a blank disk. One that was an OSD of this cluster comes back as what it was. Its name, and whether it was.
+fn prepare(device: &Path, size: Option<u64>, cluster: &str) -> Result<(Uuid, bool), Failure> {
     let is_new = check(device, size)?;
     let outcome = format(device, size, cluster);
     if outcome.is_err() && is_new {
@@ -128,7 +157,7 @@ fn check(device: &Path, size: Option<u64>) -> Result<bool, Failure> {
     Ok(false)
 }
 
-fn format(device: &Path, size: Option<u64>, cluster: &str) -> Result<(u64, bool), Failure> {
+fn format(device: &Path, size: Option<u64>, cluster: &str) -> Result<(Uuid, bool), Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(Code::Failed, format!("{} cannot become an OSD: {error}", device.display()))
     };
@@ -143,11 +172,11 @@ fn format(device: &Path, size: Option<u64>, cluster: &str) -> Result<(u64, bool)
             );
             return Err(Failure::new(Code::Failed, message));
         }
-        return Ok((disk.len(), superblock.identity.osd.is_some()));
+        return Ok((superblock.identity.osd_uuid, superblock.identity.osd.is_some()));
     }
     let format = FormatOptions { osd_uuid: Uuid::new_v4(), ring_len: None, force: false };
     cairn_store::format(&disk, &format).map_err(|error| failed(&error))?;
-    Ok((disk.len(), false))
+    Ok((format.osd_uuid, false))
 }
 
 /// What `reset` leaves because it lies elsewhere.
@@ -170,8 +199,9 @@ mod tests {
     fn a_new_file_is_formatted_and_known_again() {
         let folder = tempfile::tempdir().unwrap();
         let device = folder.path().join("disk");
-        assert_eq!(prepare(&device, Some(1 << 30), CLUSTER).unwrap(), (1 << 30, false));
-        assert_eq!(prepare(&device, None, CLUSTER).unwrap(), (1 << 30, false), "formatted, and never registered");
+        let made = prepare(&device, Some(1 << 30), CLUSTER).unwrap();
+        assert!(!made.1);
+        assert_eq!(prepare(&device, None, CLUSTER).unwrap(), made, "formatted, and never registered");
     }
 
     #[test]

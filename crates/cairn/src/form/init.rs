@@ -1,15 +1,16 @@
-//! `cairn init` and `cairn token create`: the first host, and the word that lets others join it.
+//! `cairn init` and `cairn token`: the first host, and the token that lets others join it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cairn_host::cluster::{Member, Network};
-use cairn_host::join::{Invitations, Token};
+use cairn_host::join::{Invitations, Newcomer, Token};
 use cairn_host::{Cluster, Layout, pki};
 use clap::{Args, Subcommand};
 
 use super::{HostArgs, address_towards, check_ports, roles_line, settle};
+use crate::admin::Metadata;
 use crate::failure::{Code, Failure, Outcome};
 use crate::up;
 
@@ -39,23 +40,35 @@ pub(crate) enum TokenVerb {
         #[arg(long, env = "CAIRN_DIR", default_value = crate::DEFAULT_DIR)]
         dir: PathBuf,
         /// For how many hours it counts.
-        #[arg(long, default_value_t = VALID_HOURS)]
+        #[arg(long, default_value_t = VALID_HOURS, value_parser = clap::value_parser!(u64).range(1..=24 * 365))]
         valid_hours: u64,
+    },
+    /// Forget a host that is gone for good, so that its name and address can join again; on the first host.
+    Forget {
+        /// Its name.
+        host: String,
+        /// The cluster's directory.
+        #[arg(long, env = "CAIRN_DIR", default_value = crate::DEFAULT_DIR)]
+        dir: PathBuf,
     },
 }
 
 /// Makes a cluster on this host, for others to join.
 pub(crate) async fn init(options: Init) -> Outcome {
     let host = &options.host;
-    let address = host.address.unwrap_or_else(|| address_towards(ELSEWHERE.into()));
+    let address = host.address.or_else(|| address_towards(ELSEWHERE.into())).ok_or_else(|| {
+        let message = "this host has no way out, so its address is not known: say --address (127.0.0.1 for a cluster of \
+                       this host alone)";
+        Failure::new(Code::Failed, message)
+    })?;
     host.check_fresh()?;
     host.check_exposure(address)?;
     let network = Network { address, base_port: host.base_port, insecure_listen: host.insecure_listen, door: true };
     let members = members(&options.members, &network)?;
+    Newcomer { node: host.node(), address }.check().map_err(|error| failed(&error))?;
     check_ports(&network, &members)?;
     let layout = host.layout()?;
     host.warn(address);
-    let failed = |error: &dyn std::fmt::Display| Failure::new(Code::Failed, error.to_string());
     pki::found(&layout).map_err(|error| failed(&error))?;
     let place = (host.zone.clone(), host.rack.clone());
     let mut cluster = Cluster::of_host(host.node(), place, members, network);
@@ -76,16 +89,42 @@ pub(crate) async fn init(options: Init) -> Outcome {
 }
 
 /// `cairn token ...`.
-pub(crate) fn token(verb: TokenVerb) -> Outcome {
-    let TokenVerb::Create { dir, valid_hours } = verb;
-    let layout = up::existing(&dir)?;
-    let cluster = up::described(&layout)?;
-    println!("{}", invite(&layout, &cluster, valid_hours)?);
+pub(crate) async fn token(verb: TokenVerb) -> Outcome {
+    match verb {
+        TokenVerb::Create { dir, valid_hours } => {
+            let layout = up::existing(&dir)?;
+            let cluster = up::described(&layout)?;
+            println!("{}", invite(&layout, &cluster, valid_hours)?);
+            Ok(())
+        }
+        TokenVerb::Forget { host, dir } => forget(&up::existing(&dir)?, &host).await,
+    }
+}
+
+/// A host that still serves is not forgotten: a second one of its name would be the same failure domain.
+async fn forget(layout: &Layout, host: &str) -> Outcome {
+    let cluster = up::described(layout)?;
+    let map = Metadata::of_cluster(&cluster)?.map().await?;
+    let serving = map.osds.values().filter(|osd| osd.up && osd.location.host == host);
+    let serving: Vec<String> = serving.map(|osd| osd.id.to_string()).collect();
+    if !serving.is_empty() || host == cluster.node {
+        let what = if serving.is_empty() { "this command".to_owned() } else { serving.join(", ") };
+        let message = format!("host `{host}` is there: it runs {what}; `cairn reset` on it first");
+        return Err(Failure::new(Code::Failed, message));
+    }
+    let known = Invitations::change(layout, |list| Ok(list.forget(host))).map_err(|error| failed(&error))?;
+    if !known {
+        return Err(Failure::new(Code::NotFound, format!("no host named `{host}` has joined")));
+    }
+    println!("host `{host}` is forgotten: its name and its address can join again");
     Ok(())
 }
 
+fn failed(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Code::Failed, error.to_string())
+}
+
 fn invite(layout: &Layout, cluster: &Cluster, valid_hours: u64) -> Result<Token, Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::new(Code::Failed, error.to_string());
     let Some(network) = cluster.network.as_ref().filter(|network| network.door) else {
         let message = "tokens are made on the first host, where `cairn init` ran: it keeps the authority's key";
         return Err(Failure::new(Code::Failed, message));
@@ -96,9 +135,12 @@ fn invite(layout: &Layout, cluster: &Cluster, valid_hours: u64) -> Result<Token,
         secret: uuid::Uuid::new_v4().into_bytes(),
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let mut list = Invitations::load(layout).map_err(|error| failed(&error))?;
-    list.invite(&token.secret, now.saturating_add(valid_hours.saturating_mul(3600)), now);
-    list.save(layout).map_err(|error| failed(&error))?;
+    let until = now.saturating_add(valid_hours.saturating_mul(3600));
+    let invite = |list: &mut Invitations| {
+        list.invite(&token.secret, until, now);
+        Ok(())
+    };
+    Invitations::change(layout, invite).map_err(|error| failed(&error))?;
     Ok(token)
 }
 

@@ -13,7 +13,8 @@ use crate::up;
 /// Another host of a cluster.
 #[derive(Args)]
 pub(crate) struct Join {
-    /// As `cairn init` or `cairn token create` on the first host printed it.
+    /// As `cairn init` or `cairn token create` on the first host printed it; `-` reads it from standard input, where
+    /// nobody else on this host sees it.
     token: String,
     #[command(flatten)]
     host: HostArgs,
@@ -23,11 +24,19 @@ pub(crate) struct Join {
 pub(crate) async fn join(options: Join) -> Outcome {
     let host = &options.host;
     let failed = |error: &dyn std::fmt::Display| Failure::new(Code::Failed, error.to_string());
-    let token: Token = options.token.parse().map_err(|error| failed(&error))?;
-    let address = host.address.unwrap_or_else(|| address_towards(token.door));
+    let token: Token = said(&options.token)?.parse().map_err(|error| failed(&error))?;
+    let address = host.address.or_else(|| address_towards(token.door)).ok_or_else(|| {
+        let message = format!("this host has no way to {}, where the token leads; check its network", token.door);
+        Failure::new(Code::Unreachable, message)
+    })?;
     host.check_fresh()?;
     host.check_exposure(address)?;
+    if address.is_loopback() && !token.door.ip().is_loopback() {
+        let message = format!("the other hosts cannot reach {address}; name an address that they reach with --address");
+        return Err(Failure::new(Code::Failed, message));
+    }
     let newcomer = Newcomer { node: host.node(), address };
+    newcomer.check().map_err(|error| failed(&error))?;
     let welcome = knock(&token, &newcomer).await.map_err(|error| failed(&error))?;
     let base_port = own_port(&welcome.members, &newcomer).unwrap_or(host.base_port);
     let network = Network { address, base_port, insecure_listen: host.insecure_listen, door: false };
@@ -44,6 +53,16 @@ pub(crate) async fn join(options: Join) -> Outcome {
     settle(&layout, &cluster).await.map_err(|failure| up::with_log(failure, &layout))?;
     println!("host `{}` has joined: {}", cluster.node, roles_line(&cluster));
     Ok(())
+}
+
+/// The token itself, or the first line of standard input.
+fn said(token: &str) -> Result<String, Failure> {
+    if token != "-" {
+        return Ok(token.to_owned());
+    }
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).map_err(Failure::while_("cannot read the token".to_owned()))?;
+    Ok(line.trim().to_owned())
 }
 
 /// The port that the cluster expects the member at our address on.

@@ -35,7 +35,7 @@ pub(crate) struct HostArgs {
     #[arg(long)]
     address: Option<IpAddr>,
     /// First of the ports to use: the metadata member, the join door, then the OSDs from ten above.
-    #[arg(long, default_value_t = 7400)]
+    #[arg(long, default_value_t = 7400, value_parser = clap::value_parser!(u16).range(1024..=65000))]
     base_port: u16,
     /// Its rack, for placement.
     #[arg(long, default_value = "default")]
@@ -76,6 +76,10 @@ impl HostArgs {
 
     /// Links are not encrypted yet, and nobody opens them to the world without saying so.
     fn check_exposure(&self, address: IpAddr) -> Outcome {
+        if address.is_unspecified() || address.is_multicast() {
+            let message = format!("{address} is no address that others reach; name one of this host's with --address");
+            return Err(Failure::new(Code::Failed, message));
+        }
         if address.is_loopback() || self.insecure_listen {
             return Ok(());
         }
@@ -95,15 +99,15 @@ impl HostArgs {
     }
 }
 
-/// The address by which this host leaves for there, loopback when it cannot leave. Nothing is sent.
-fn address_towards(there: SocketAddr) -> IpAddr {
+/// The address by which this host leaves for there, if it can. Nothing is sent.
+fn address_towards(there: SocketAddr) -> Option<IpAddr> {
     let outward = || -> std::io::Result<IpAddr> {
         let any: IpAddr = if there.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = UdpSocket::bind((any, 0))?;
         socket.connect(there)?;
         Ok(socket.local_addr()?.ip())
     };
-    outward().unwrap_or(Ipv4Addr::LOCALHOST.into())
+    outward().ok()
 }
 
 /// Whether this host can listen there, asked before anything is made.

@@ -46,11 +46,20 @@ pub async fn serve(layout: Layout, network: Network, shutdown: CancellationToken
     // One at a time writes the list.
     let desk = Arc::new(tokio::sync::Mutex::new(layout));
     loop {
+        // Whoever finds all seats taken waits in the listener's queue.
+        let next = async {
+            let seat = Arc::clone(&seats).acquire_owned().await;
+            (listener.accept().await, seat)
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = next => accepted,
             () = shutdown.cancelled() => return Ok(()),
         };
-        let (Ok((stream, peer)), Ok(seat)) = (accepted, Arc::clone(&seats).try_acquire_owned()) else { continue };
+        let (Ok((stream, peer)), Ok(seat)) = accepted else {
+            // Out of descriptors, most likely: that passes.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
         let (acceptor, desk) = (acceptor.clone(), Arc::clone(&desk));
         tokio::spawn(async move {
             let visit = tokio::time::timeout(PATIENCE, receive(acceptor, stream, &desk)).await;
@@ -75,7 +84,7 @@ async fn receive(
     let outcome = answer(&*desk.lock().await, &question);
     let said = match &outcome {
         Ok(_) => format!("`{}` at {} was let in", who.node, who.address),
-        Err(why) => format!("`{}` at {} was refused: {why}", who.node, who.address),
+        Err(why) => format!("somebody at {} was refused: {why}", who.address),
     };
     let (welcome, refused) = match outcome {
         Ok(welcome) => (Some(welcome), String::new()),
@@ -90,10 +99,9 @@ fn answer(layout: &Layout, question: &Question) -> Result<Welcome, String> {
         let ours = env!("CARGO_PKG_VERSION");
         return Err(format!("this cluster runs cairn {ours}, which speaks join format {FORMAT}; use the same version"));
     }
-    let mut list = Invitations::load(layout).map_err(words)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    list.admit(&question.secret, &question.newcomer, now).map_err(words)?;
-    list.save(layout).map_err(words)?;
+    let admit = |list: &mut Invitations| list.admit(&question.secret, &question.newcomer, now);
+    Invitations::change(layout, admit).map_err(words)?;
     let cluster = Cluster::load(layout).map_err(|error| error.to_string())?.ok_or("the cluster is being reset")?;
     let authority = std::fs::read_to_string(layout.pki().join("ca.crt")).map_err(|error| error.to_string())?;
     Ok(Welcome { members: cluster.members, authority })

@@ -32,7 +32,10 @@ pub enum InvitationError {
     #[error("the token has expired; `cairn token create` on the first host makes another")]
     Expired,
     /// Two hosts of one name would be one failure domain, and take each other's volumes away.
-    #[error("a host named `{name}` has joined from {address} already; choose another name with --node")]
+    #[error(
+        "a host named `{name}` has joined from {address} already; choose another name with --node, or, if that host is \
+         gone for good, `cairn token forget {name}` on the first host"
+    )]
     NameTaken {
         /// The name.
         name: String,
@@ -40,15 +43,21 @@ pub enum InvitationError {
         address: IpAddr,
     },
     /// One address, two hosts.
-    #[error("the host `{name}` has joined from {address} already; `cairn reset` there, or choose another --address")]
+    #[error(
+        "the host `{name}` has joined from {address} already; choose another --address, or, if that host is gone for good, \
+         `cairn token forget {name}` on the first host"
+    )]
     AddressTaken {
         /// Whose it is.
         name: String,
         /// The address.
         address: IpAddr,
     },
+    /// A name that nothing else could carry.
+    #[error("`{}` cannot be a host's name: up to 63 letters, digits, `-`, `.` and `_`; say another with --node", .0.escape_debug())]
+    BadName(String),
     /// The file.
-    #[error("cannot use {0}: {1}")]
+    #[error("cannot use {0}: {1}; moved away, it is made anew by `cairn token create`, which then knows no host")]
     File(PathBuf, String),
 }
 
@@ -67,14 +76,38 @@ impl Invitations {
         serde_json::from_str(&text).map_err(|error| InvitationError::File(file, error.to_string()))
     }
 
-    /// Writes it.
+    /// Writes it: beside it, then renamed, so that a reader never sees half of it.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, layout: &Layout) -> Result<(), InvitationError> {
         let file = layout.invitations();
         let text = serde_json::to_string_pretty(self).expect("the list is plain data");
-        pki::write_private(&file, &text).map_err(|error| InvitationError::File(file, error.to_string()))
+        let beside = file.with_extension("new");
+        pki::write_private(&beside, &text)
+            .map_err(|error| error.to_string())
+            .and_then(|()| std::fs::rename(&beside, &file).map_err(|error| error.to_string()))
+            .map_err(|error| InvitationError::File(file, error))
+    }
+
+    /// Changes it on disk: the door and a command change it one after the other.
+    ///
+    /// # Errors
+    /// When it cannot be read or written, or the change refuses; then it stays as it was.
+    pub fn change<T>(
+        layout: &Layout,
+        change: impl FnOnce(&mut Self) -> Result<T, InvitationError>,
+    ) -> Result<T, InvitationError> {
+        let path = layout.run().join("invitations.lock");
+        let locked = std::fs::File::create(&path).and_then(|lock| {
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+            Ok(lock)
+        });
+        let _alone = locked.map_err(|error| InvitationError::File(path, error.to_string()))?;
+        let mut list = Self::load(layout)?;
+        let outcome = change(&mut list)?;
+        list.save(layout)?;
+        Ok(outcome)
     }
 
     /// A secret counts until then. What has expired is forgotten.
@@ -88,6 +121,7 @@ impl Invitations {
     /// # Errors
     /// The reason, in words for the newcomer.
     pub fn admit(&mut self, secret: &[u8], newcomer: &Newcomer, now_s: u64) -> Result<(), InvitationError> {
+        newcomer.check()?;
         match self.open.get(&hashed(secret)) {
             None => return Err(InvitationError::Unknown),
             Some(until) if *until <= now_s => return Err(InvitationError::Expired),
@@ -104,9 +138,28 @@ impl Invitations {
         Ok(())
     }
 
+    /// Forgets a host that is gone for good: its name and address may come again. Whether it was known.
+    pub fn forget(&mut self, node: &str) -> bool {
+        self.hosts.remove(node).is_some()
+    }
+
     /// The first host itself, which needs no invitation.
     pub fn founded_by(&mut self, node: &str, address: IpAddr) {
         self.hosts.insert(node.to_owned(), address);
+    }
+}
+
+impl Newcomer {
+    /// Its name becomes a failure domain, a node and a line in logs.
+    ///
+    /// # Errors
+    /// [`InvitationError::BadName`].
+    pub fn check(&self) -> Result<(), InvitationError> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        if (1..=63).contains(&self.node.len()) && self.node.chars().all(fits) {
+            return Ok(());
+        }
+        Err(InvitationError::BadName(self.node.chars().take(63).collect()))
     }
 }
 
@@ -136,6 +189,29 @@ mod tests {
         assert!(refused(&mut list, b"secret", newcomer("c", 3), 100).contains("expired"));
         assert!(refused(&mut list, b"secret", newcomer("b", 3), 50).contains("--node"));
         assert!(refused(&mut list, b"secret", newcomer("c", 1), 50).contains("the host `a` has joined"));
+        assert!(refused(&mut list, b"secret", newcomer("two\nlines", 4), 50).contains("two\\nlines"));
+        assert!(refused(&mut list, b"secret", newcomer("", 4), 50).contains("--node"));
+        assert!(list.forget("b") && !list.forget("b"));
+        list.admit(b"secret", &newcomer("b", 3), 50).unwrap();
+    }
+
+    #[test]
+    fn changes_at_the_same_time_are_all_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::at(&folder.path().join("c")).unwrap();
+        std::thread::scope(|scope| {
+            for n in 0..16u8 {
+                let layout = &layout;
+                scope.spawn(move || {
+                    let added = |list: &mut Invitations| {
+                        list.founded_by(&format!("n{n}"), [10, 0, 0, n].into());
+                        Ok(())
+                    };
+                    Invitations::change(layout, added).unwrap();
+                });
+            }
+        });
+        assert_eq!(Invitations::load(&layout).unwrap().hosts.len(), 16);
     }
 
     #[test]
