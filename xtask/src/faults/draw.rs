@@ -305,7 +305,7 @@ fn fill_up(hosts: &Hosts) -> Result<Injected> {
         writer.arg(format!("of={}", device.trim())).stdin(Stdio::null()).spawn().context("cannot start dd")?;
     let on = format!("the disk of host {}", hosts.name(SMALL_DISK));
     let proof: Proof = Box::new(|hosts| {
-        until("OSD_FULL", 20, || {
+        until("OSD_FULL", 90, || {
             let health = hosts.json(CLIENT, &["health"])?;
             let checks = health["checks"].as_array().into_iter().flatten();
             Ok(checks.map(|check| &check["code"]).any(|code| code == "OSD_FULL").then_some(()))
