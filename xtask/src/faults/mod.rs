@@ -1,7 +1,7 @@
 //! Faults on real processes: a cluster of four hosts on this machine, formed by the commands an administrator types,
 //! with one fault after the other drawn from a seed, while fio verifies one volume and a history is held against
-//! another, which every host reads. No acknowledged write may be lost, no read be stale, no request fail, and no client wait longer than ten
-//! times the bar of the fault.
+//! another, which every host reads. No acknowledged write may be lost, no read be stale, no request fail, and no client
+//! wait longer than ten times the bar of the fault.
 
 mod draw;
 mod report;

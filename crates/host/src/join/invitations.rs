@@ -54,7 +54,10 @@ pub enum InvitationError {
         address: IpAddr,
     },
     /// A name that nothing else could carry.
-    #[error("`{}` cannot be a host's name: up to 63 letters, digits, `-`, `.` and `_`; say another with --node", .0.escape_debug())]
+    #[error(
+        "`{}` cannot be a host's name: up to 63 letters, digits, `-`, `.` and `_`; say another with --node",
+        .0.escape_debug()
+    )]
     BadName(String),
     /// The file.
     #[error("cannot use {0}: {1}; moved away, it is made anew by `cairn token create`, which then knows no host")]
