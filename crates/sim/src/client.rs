@@ -134,6 +134,11 @@ impl ClientHost {
         bus.after(PULSE, Event::Timer { at: self.node(), life: 1, serial });
     }
 
+    /// It goes on writing to the end of the run.
+    pub(crate) fn write_on(&mut self) {
+        self.profile.writes_until = Nanos::MAX;
+    }
+
     /// Takes a volume, from whoever holds it; `shared`: beside whoever shares it already.
     pub(crate) fn take(&mut self, bus: &mut Bus, volume: VolumeId, shared: bool) {
         self.volume = Some(volume);
@@ -307,7 +312,8 @@ impl ClientHost {
             return;
         }
         let reader = self.index == READER && self.shared;
-        let kind = if reader { 0 } else { bus.rng.below(1000) };
+        let quiet = bus.now >= self.profile.writes_until;
+        let kind = if reader || quiet { 0 } else { bus.rng.below(1000) };
         let Profile { hot, hot_share, reads, .. } = &self.profile;
         let sweep = self.sweep.pop();
         let (first, count) = match sweep {
