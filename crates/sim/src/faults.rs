@@ -25,6 +25,8 @@ pub(crate) enum Fault {
     Weather { drop: u64, twice: u64, reorder: bool, delay: u64, delay_max: Nanos, lasts: Nanos },
     /// Another client takes a volume over, for itself or beside others that share it.
     Steal { volume: usize, shared: bool },
+    /// A client's session ends without a word, and another takes the volume on the same node.
+    Renew { client: usize },
     /// An OSD dies for good with its disk; an empty one takes its place in the machine.
     Lose { osd: Pick },
     /// Everything loses its power at once.
@@ -154,6 +156,7 @@ impl Fault {
             Self::SlowDisk { .. } => "slow disk",
             Self::Weather { .. } => "bad network",
             Self::Steal { .. } => "take-over of a volume",
+            Self::Renew { .. } => "restart of a holder",
             Self::Lose { .. } => "loss of a disk",
             Self::Blackout { .. } => "power cut of everything",
             Self::Move(_) => "planned move",

@@ -55,7 +55,7 @@ impl World {
         if self.healed {
             return;
         }
-        if self.is_precarious() && !matches!(fault, Fault::Steal { .. }) {
+        if self.is_precarious() && !matches!(fault, Fault::Steal { .. } | Fault::Renew { .. }) {
             self.bus.after(300 * MS, Event::Fault(fault));
             return;
         }
@@ -117,6 +117,7 @@ impl World {
                     self.clients[client].take(&mut self.bus, *volume, shared);
                 }
             }
+            Fault::Renew { client } => self.clients[client].renew(&mut self.bus),
             Fault::Lose { osd } => {
                 let index = self.choose(osd);
                 if self.is_spare(index) {

@@ -109,7 +109,8 @@ fn lasts(rng: &mut Rng) -> Nanos {
 
 fn any(rng: &mut Rng, shape: Shape) -> Fault {
     let osd = pick(rng, shape.osds);
-    match rng.below(122) {
+    match rng.below(125) {
+        122..125 => Fault::Renew { client: rng.below(4) as usize },
         118..120 => lag(rng, osd),
         120..122 => blink(rng, osd),
         116..118 => Fault::Refuse { osd },
@@ -182,7 +183,8 @@ fn weather(rng: &mut Rng) -> Fault {
 
 /// One of the situations, beginning about then. Each has a failover in it.
 fn script(rng: &mut Rng, at: Nanos) -> Plan {
-    match rng.below(14) {
+    match rng.below(15) {
+        14 => succeeded_on_its_node(rng, at),
         10 => rot_is_read(rng, at),
         11 => late_grants(rng, at),
         12 => log_forgets_first(rng, at),
@@ -225,6 +227,24 @@ fn taken_over_while_cut_off(rng: &mut Rng, at: Nanos) -> Plan {
     let cut = Fault::Isolate { osd, with: Some(ALONE.1), from, ways: Ways::Both, lasts };
     let steal = Fault::Steal { volume: ALONE.0, shared: rng.chance(300) };
     vec![(at, cut), (at + rng.between(50 * MS, 2 * SECOND), steal), (at + lasts + SECOND, quick(rng, osd))]
+}
+
+/// A holder restarts while its writes are still on their way; they come after those of the next session.
+fn succeeded_on_its_node(rng: &mut Rng, at: Nanos) -> Plan {
+    let weather = Fault::Weather {
+        drop: rng.below(50),
+        twice: rng.below(300),
+        reorder: true,
+        delay: rng.between(100, 500),
+        delay_max: rng.between(200 * MS, 5 * SECOND),
+        lasts: rng.between(300 * MS, 2 * SECOND),
+    };
+    let client = if rng.chance(700) { ALONE.1 } else { SHARED.1[0] };
+    let mut plan = vec![(at, weather), (at + rng.between(50 * MS, SECOND), Fault::Renew { client })];
+    if rng.chance(500) {
+        plan.push((at + rng.below(SECOND), kill(rng, Pick::HotPrimary(ALONE.0))));
+    }
+    plan
 }
 
 /// The primary and a client hear nothing of the metadata service, and everything of the other OSDs.

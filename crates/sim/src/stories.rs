@@ -188,6 +188,7 @@ impl<'a> Words<'a> {
             }
             "weather" => self.weather(),
             "refuse" => Fault::Refuse { osd: self.osd() },
+            "renew" => Fault::Renew { client: self.number() },
             "steal" => Fault::Steal { volume: self.number(), shared: self.has("shared") },
             "lose" => Fault::Lose { osd: self.osd() },
             "blackout" => Fault::Blackout { back: self.after("back").unwrap_or(SECOND) },
@@ -265,6 +266,11 @@ fn fencing() {
 #[test]
 fn disks() {
     tell(include_str!("../stories/disks.txt"));
+}
+
+#[test]
+fn bugs_that_others_had() {
+    tell(include_str!("../stories/named.txt"));
 }
 
 #[test]

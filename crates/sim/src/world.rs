@@ -391,9 +391,11 @@ impl World {
             && let Some(volume) = self.clients[index].volume
         {
             let shared = self.clients[index].shared;
+            let mut over = std::mem::take(&mut self.clients[index].orphans);
             for (_, other) in self.clients.iter_mut().enumerate().filter(|(other, _)| *other != index) {
-                other.supersede(volume, shared);
+                over.extend(other.supersede(volume, shared));
             }
+            over.into_iter().for_each(|(block, at)| self.history.close(block, at, self.bus.now));
         }
     }
 
