@@ -366,19 +366,18 @@ fn joins_under_unknown_outcomes(rng: &mut Rng, at: Nanos) -> Plan {
     let (primary, replica) = (Pick::HotPrimary(volume), Pick::HotReplica(volume));
     let mut plan = vec![(at, quick(rng, replica))];
     if rng.chance(600) {
-        // What came of the proposal that takes a member in is not heard of; the member is slow from then on.
+        // What came of the proposal that takes a member in is heard of by nobody who goes on in the old configuration:
+        // the primary, a client and the other member. Whoever heard of it would refuse to go on.
         let lasts = rng.between(SECOND, 3 * SECOND);
-        let osd = Pick::Source;
-        let cut = Fault::Isolate { osd, with: None, from: Whom::Members, ways: Ways::Inbound, lasts };
-        plan.push((at, when(Moment::Joins, volume, cut)));
-        let osd = Pick::Joiner;
-        let slow = if rng.chance(500) {
-            Fault::SlowDisk { osd, delay: rng.between(400 * MS, 1400 * MS), lasts }
-        } else {
+        let holder = if volume == ALONE.0 { ALONE.1 } else { SHARED.1[0] };
+        for (osd, with) in [(Pick::Source, Some(holder)), (replica, None)] {
+            let cut = Fault::Isolate { osd, with, from: Whom::Members, ways: Ways::Inbound, lasts };
+            plan.push((at, when(Moment::Joins, volume, cut)));
+        }
+        if rng.chance(500) {
             let delay = rng.between(400 * MS, 1400 * MS);
-            Fault::Lag { osd, from: Whom::Osds, ways: Ways::Inbound, delay, lasts }
-        };
-        plan.push((at, when(Moment::Joins, volume, slow)));
+            plan.push((at, when(Moment::Joins, volume, Fault::SlowDisk { osd: Pick::Joiner, delay, lasts })));
+        }
         if rng.chance(500) {
             plan.push((at + rng.between(2 * SECOND, 4 * SECOND), kill(rng, primary)));
         }
