@@ -68,6 +68,8 @@ bugs! {
     JoinEarly, "join-early";
     /// What was open when a member left is not dirty for it.
     ForgetOpenEntries, "forget-open-entries";
+    /// What was cut off the log is not dirty for whoever may still have it.
+    ForgetCutEntries, "forget-cut-entries";
     /// The dirty map is not kept when the log forgets entries.
     TrimDirty, "trim-dirty";
     /// A slow replica is waited for no more, without leave of the metadata service.

@@ -160,6 +160,8 @@ pub(crate) struct Bus {
     pub(crate) weather: Weather,
     /// Directed cuts; counted, because faults overlap.
     cuts: BTreeMap<(Node, Node), u32>,
+    /// Directed delays beside the usual ones.
+    lags: BTreeMap<(Node, Node), Nanos>,
     lives: BTreeMap<Node, (u32, bool)>,
     last: BTreeMap<(Node, Node), Nanos>,
     trace: u64,
@@ -177,6 +179,7 @@ impl Bus {
             rng,
             weather: Weather::default(),
             cuts: BTreeMap::new(),
+            lags: BTreeMap::new(),
             lives: BTreeMap::new(),
             last: BTreeMap::new(),
             trace: 0,
@@ -242,12 +245,22 @@ impl Bus {
         }
     }
 
+    /// Messages from one to the other take so much longer from now on; 0 is as usual.
+    pub(crate) fn lag(&mut self, from: Node, to: Node, delay: Nanos) {
+        if delay == 0 {
+            self.lags.remove(&(from, to));
+        } else {
+            self.lags.insert((from, to), delay);
+        }
+    }
+
     pub(crate) fn any_cut(&self) -> bool {
-        !self.cuts.is_empty()
+        !self.cuts.is_empty() || !self.lags.is_empty()
     }
 
     pub(crate) fn mend_all(&mut self) {
         self.cuts.clear();
+        self.lags.clear();
         self.weather = Weather::default();
     }
 
@@ -284,8 +297,9 @@ impl Bus {
             return;
         }
         let copies = if twice > 0 && self.rng.chance(twice) { 2 } else { 1 };
+        let lag = self.lags.get(&(from, to)).copied().unwrap_or(0);
         for copy in 0..copies {
-            let mut at = self.now + self.latency();
+            let mut at = self.now + self.latency() + lag;
             let last = self.last.entry((from, to)).or_default();
             if !self.weather.reorder && copy == 0 {
                 at = at.max(*last + 1);

@@ -71,6 +71,8 @@ pub(crate) struct ClientHost {
     links: BTreeMap<OsdId, Link>,
     serial: u64,
     ops: BTreeMap<OpId, Running>,
+    /// What an earlier session of this client had under way when it ended.
+    pub(crate) orphans: Vec<(Block, usize)>,
     timer_serial: u64,
     timer_at: Option<Nanos>,
     /// Another session was told that it holds the volume.
@@ -101,6 +103,7 @@ impl ClientHost {
             links: BTreeMap::new(),
             serial: 0,
             ops: BTreeMap::new(),
+            orphans: Vec::new(),
             timer_serial: 0,
             timer_at: None,
             superseded: false,
@@ -134,8 +137,14 @@ impl ClientHost {
         bus.after(PULSE, Event::Timer { at: self.node(), life: 1, serial });
     }
 
+    /// It goes on writing to the end of the run.
+    pub(crate) fn write_on(&mut self) {
+        self.profile.writes_until = Nanos::MAX;
+    }
+
     /// Takes a volume, from whoever holds it; `shared`: beside whoever shares it already.
     pub(crate) fn take(&mut self, bus: &mut Bus, volume: VolumeId, shared: bool) {
+        self.orphans.clear();
         self.volume = Some(volume);
         self.shared = shared;
         self.superseded = false;
@@ -164,11 +173,28 @@ impl ClientHost {
         self.links.clear();
     }
 
-    /// Somebody else was told that it holds the volume, `shared` or alone.
-    pub(crate) fn supersede(&mut self, volume: VolumeId, shared: bool) {
-        if self.volume == Some(volume) && !(shared && self.shared) {
-            self.superseded = true;
+    /// Its session ends without a word, whatever is on its way; the next takes the volume on the same node.
+    pub(crate) fn renew(&mut self, bus: &mut Bus) {
+        let (Some(volume), true) = (self.volume, self.is_working()) else { return };
+        bus.stats.sometimes("a session is followed by another on its node");
+        let orphans = self.under_way();
+        self.ops.clear();
+        self.links.clear();
+        self.take(bus, volume, self.shared);
+        self.orphans = orphans;
+    }
+
+    fn under_way(&self) -> Vec<(Block, usize)> {
+        self.ops.values().flat_map(|running| running.blocks.iter().copied()).collect()
+    }
+
+    /// Somebody else was told that it holds the volume, `shared` or alone. Gives what is over with that.
+    pub(crate) fn supersede(&mut self, volume: VolumeId, shared: bool) -> Vec<(Block, usize)> {
+        if self.volume != Some(volume) || (shared && self.shared) {
+            return Vec::new();
         }
+        self.superseded = true;
+        self.under_way()
     }
 
     pub(crate) fn handle_timer(&mut self, bus: &mut Bus, history: &mut History, directory: &Directory, serial: u64) {
@@ -307,7 +333,8 @@ impl ClientHost {
             return;
         }
         let reader = self.index == READER && self.shared;
-        let kind = if reader { 0 } else { bus.rng.below(1000) };
+        let quiet = bus.now >= self.profile.writes_until;
+        let kind = if reader || quiet { 0 } else { bus.rng.below(1000) };
         let Profile { hot, hot_share, reads, .. } = &self.profile;
         let sweep = self.sweep.pop();
         let (first, count) = match sweep {

@@ -1,4 +1,5 @@
-//! What can go wrong in a run, and the name each kind is counted under. When what happens is `plan`'s business.
+//! What can go wrong in a run, and the name each kind is counted under. When what happens is `plan`'s business, or that
+//! of a moment that the plan lies in wait for.
 
 use crate::bus::{Nanos, Node};
 use crate::rebalance::Move;
@@ -16,12 +17,16 @@ pub(crate) enum Fault {
     Isolate { osd: Pick, with: Option<usize>, from: Whom, ways: Ways, lasts: Nanos },
     /// Messages between two metadata members are lost.
     SplitMembers { one: usize, other: usize, ways: Ways, lasts: Nanos },
+    /// Messages between an OSD and some others take so much longer, in one direction or both. Their order stays.
+    Lag { osd: Pick, from: Whom, ways: Ways, delay: Nanos, lasts: Nanos },
     /// A disk takes very long.
     SlowDisk { osd: Pick, delay: Nanos, lasts: Nanos },
     /// The whole network is bad.
     Weather { drop: u64, twice: u64, reorder: bool, delay: u64, delay_max: Nanos, lasts: Nanos },
     /// Another client takes a volume over, for itself or beside others that share it.
     Steal { volume: usize, shared: bool },
+    /// A client's session ends without a word, and another takes the volume on the same node.
+    Renew { client: usize },
     /// An OSD dies for good with its disk; an empty one takes its place in the machine.
     Lose { osd: Pick },
     /// Everything loses its power at once.
@@ -39,6 +44,19 @@ pub(crate) enum Fault {
     Drift { osd: Pick, rate: u64 },
     /// An OSD's calendar clock jumps by so many seconds.
     Jump { osd: Pick, seconds: i64 },
+    /// It waits for a moment in the group in which this volume's work is concentrated, and happens then.
+    When { moment: Moment, volume: usize, then: Box<Self> },
+}
+
+/// What a fault can wait for: it happens between an OSD that leads a group and one that comes to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// The primary has just asked for a member to be taken into the in-sync set.
+    Joins,
+    /// A fill from nothing has just begun.
+    Fills,
+    /// A recovery of what changed has just begun.
+    Returns,
 }
 
 /// What can be wrong with a disk.
@@ -76,6 +94,12 @@ pub(crate) enum Pick {
     HotPrimary(usize),
     /// Another in-sync member of that PG.
     HotReplica(usize),
+    /// The one that leads that PG when its primary is gone.
+    HotHeir(usize),
+    /// The OSD that leads at the moment that was waited for.
+    Source,
+    /// The OSD that comes to it then.
+    Joiner,
 }
 
 /// The other side of a cut.
@@ -99,6 +123,23 @@ pub(crate) enum Ways {
 }
 
 impl Fault {
+    /// The moment has come: who they are is known now.
+    pub(crate) fn aimed(mut self, source: usize, joiner: usize) -> Self {
+        if let Self::Kill { osd, .. }
+        | Self::Pause { osd, .. }
+        | Self::Isolate { osd, .. }
+        | Self::Lag { osd, .. }
+        | Self::SlowDisk { osd, .. } = &mut self
+        {
+            match osd {
+                Pick::Source => *osd = Pick::Index(source),
+                Pick::Joiner => *osd = Pick::Index(joiner),
+                _ => {}
+            }
+        }
+        self
+    }
+
     /// The name it is counted under.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
@@ -111,9 +152,11 @@ impl Fault {
             Self::Isolate { ways: Ways::Both, .. } => "partition",
             Self::Isolate { .. } => "one-way partition",
             Self::SplitMembers { .. } => "partition of metadata members",
+            Self::Lag { .. } => "slow connection",
             Self::SlowDisk { .. } => "slow disk",
             Self::Weather { .. } => "bad network",
             Self::Steal { .. } => "take-over of a volume",
+            Self::Renew { .. } => "restart of a holder",
             Self::Lose { .. } => "loss of a disk",
             Self::Blackout { .. } => "power cut of everything",
             Self::Move(_) => "planned move",
@@ -121,6 +164,7 @@ impl Fault {
             Self::Refuse { .. } => "forged refusal",
             Self::Drift { .. } => "clock drift",
             Self::Jump { .. } => "clock jump",
+            Self::When { then, .. } => then.kind(),
             Self::Disk { what, .. } => match what {
                 Ill::Rot(_) => "flipped bits",
                 Ill::Unreadable(_) => "unreadable blocks",

@@ -16,8 +16,17 @@ pub(crate) struct BlockOp {
     pub(crate) begun: Nanos,
     /// `None`: it never ended, or its session was fenced; it may have happened or not.
     pub(crate) ended: Option<Nanos>,
+    /// Its session was over by then: a write that never ended has happened before that or never.
+    pub(crate) until: Option<Nanos>,
     /// Begun by a session after another one had been told that it holds the volume alone.
     pub(crate) fenced: bool,
+}
+
+impl BlockOp {
+    /// When it has surely had its effect, if it has one; zeros look alike, so nothing is sure of those.
+    pub(crate) fn over(&self) -> Option<Nanos> {
+        self.ended.or(self.until.filter(|_| self.is_write && self.value != 0))
+    }
 }
 
 /// One block of one volume.
@@ -40,8 +49,14 @@ impl History {
     /// An operation begins; gives where it is noted.
     pub(crate) fn begin(&mut self, block: Block, value: u64, is_write: bool, now: Nanos, fenced: bool) -> usize {
         let ops = self.blocks.entry(block).or_default();
-        ops.push(BlockOp { value, is_write, begun: now, ended: None, fenced });
+        ops.push(BlockOp { value, is_write, begun: now, ended: None, until: None, fenced });
         ops.len() - 1
+    }
+
+    /// Its session is over: another was told that it holds the volume in its place.
+    pub(crate) fn close(&mut self, block: Block, index: usize, now: Nanos) {
+        let op = &mut self.blocks.get_mut(&block).expect("it began")[index];
+        op.until.get_or_insert(now);
     }
 
     /// It ended; a read saw `value`.

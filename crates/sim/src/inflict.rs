@@ -3,12 +3,12 @@
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::{DownEvidence, ReportDownRequest, SetOsdPlaced};
 use cairn_types::map::PgConfig;
-use cairn_types::{ObjectId, PgId, PoolId, SnapId};
+use cairn_types::{ObjectId, OsdId, PgId, PoolId, SnapId};
 
 use crate::bus::{Event, MS, Nanos, Node, SECOND, Weather};
 use crate::check::Check;
 use crate::client::ClientHost;
-use crate::faults::{self, Fault, Ill, Pick, Ways};
+use crate::faults::{self, Fault, Ill, Moment, Pick, Ways, Whom};
 use crate::meta::MetaHost;
 use crate::osd::OsdHost;
 use crate::world::{BLOCKS_PER_OBJECT, Setup, World};
@@ -29,29 +29,38 @@ impl World {
                 let others = config.isr.iter().copied().filter(|osd| Some(*osd) != config.primary).collect::<Vec<_>>();
                 others.get((self.bus.now / SECOND) as usize % others.len().max(1)).copied()
             }),
+            Pick::HotHeir(volume) => self.hot_group(volume).and_then(|config| {
+                let heir = |osd: &&OsdId| config.isr.contains(osd) && Some(**osd) != config.primary;
+                config.up.iter().chain(&config.isr).find(heir).copied()
+            }),
+            Pick::Source | Pick::Joiner => None,
         };
         id.and_then(|id| self.directory.index.get(&id).copied()).unwrap_or(0)
     }
 
-    /// The group in which a volume's work is concentrated.
     fn hot_group(&self, volume: usize) -> Option<&PgConfig> {
+        self.newest_map().pgs.get(&self.hot_pg(volume)?)
+    }
+
+    /// The group in which a volume's work is concentrated.
+    fn hot_pg(&self, volume: usize) -> Option<PgId> {
         let block = *self.profile.hot.first()?;
         let volume = *self.volumes.get(&volume)?;
         let (pool, index) = (PoolId(1), block / BLOCKS_PER_OBJECT);
         let object = ObjectId { pool, volume, index, snapshot: SnapId::HEAD };
-        self.newest_map().pg_of(pool, object.hash()).map(|(_, config)| config)
+        self.newest_map().pg_of(pool, object.hash()).map(|(pg, _)| pg)
     }
 
     pub(crate) fn inflict(&mut self, fault: Fault) {
         if self.healed {
             return;
         }
-        if self.is_precarious() && !matches!(fault, Fault::Steal { .. }) {
+        if self.is_precarious() && !matches!(fault, Fault::Steal { .. } | Fault::Renew { .. }) {
             self.bus.after(300 * MS, Event::Fault(fault));
             return;
         }
         self.bus.say(|| format!("fault: {fault:?}"));
-        if !matches!(fault, Fault::Lose { .. } | Fault::Disk { .. } | Fault::Swap { .. }) {
+        if !matches!(fault, Fault::Lose { .. } | Fault::Disk { .. } | Fault::Swap { .. } | Fault::When { .. }) {
             *self.bus.stats.faults.entry(fault.kind()).or_default() += 1;
         }
         match fault {
@@ -81,6 +90,13 @@ impl World {
                 self.cut(&fault, true);
                 self.bus.after(lasts, Event::Undo(fault));
             }
+            Fault::Lag { osd, from, ways, delay, lasts } => {
+                let fault = Fault::Lag { osd: Pick::Index(self.choose(osd)), from, ways, delay, lasts };
+                self.slow_down(&fault, delay);
+                self.calm_from = self.calm_from.max(self.bus.now + lasts + delay + 2 * SECOND);
+                self.bus.after(lasts, Event::Undo(fault));
+            }
+            Fault::When { moment, volume, then } => self.traps.push((moment, volume, *then)),
             Fault::SplitMembers { lasts, .. } => {
                 self.cut(&fault, true);
                 self.bus.after(lasts, Event::Undo(fault));
@@ -101,10 +117,14 @@ impl World {
                     self.clients[client].take(&mut self.bus, *volume, shared);
                 }
             }
+            Fault::Renew { client } => self.clients[client].renew(&mut self.bus),
             Fault::Lose { osd } => {
                 let index = self.choose(osd);
                 if self.is_spare(index) {
                     self.lose(index);
+                } else {
+                    // Later, when all is well.
+                    self.bus.after(300 * MS, Event::Fault(Fault::Lose { osd }));
                 }
             }
             Fault::Disk { osd, what } => {
@@ -274,11 +294,39 @@ impl World {
         }
     }
 
+    /// A moment that was waited for: what waited happens.
+    pub(crate) fn spring(&mut self, moment: Moment, pg: PgId, source: usize, joiner: OsdId) {
+        let Some(joiner) = self.directory.index.get(&joiner).copied() else { return };
+        for (awaited, volume, fault) in std::mem::take(&mut self.traps) {
+            if awaited == moment && self.hot_pg(volume) == Some(pg) {
+                self.bus.after(0, Event::Fault(fault.aimed(source, joiner)));
+            } else {
+                self.traps.push((awaited, volume, fault));
+            }
+        }
+    }
+
+    fn slow_down(&mut self, fault: &Fault, delay: Nanos) {
+        let Fault::Lag { osd: Pick::Index(index), from, ways, .. } = fault else { return };
+        let me = Node::Osd(*index);
+        for other in self.others(*from, *index) {
+            if *ways != Ways::Outbound {
+                self.bus.lag(other, me, delay);
+            }
+            if *ways != Ways::Inbound {
+                self.bus.lag(me, other, delay);
+            }
+        }
+    }
+
+    fn others(&self, whom: Whom, index: usize) -> Vec<Node> {
+        faults::others(whom, index, self.options.osds, self.options.members, self.options.clients)
+    }
+
     fn cut(&mut self, fault: &Fault, on: bool) {
         let pairs = match fault {
             Fault::Isolate { osd: Pick::Index(index), with, from, ways, .. } => {
-                let (osds, members) = (self.options.osds, self.options.members);
-                let others = faults::others(*from, *index, osds, members, self.options.clients);
+                let others = self.others(*from, *index);
                 let group = [Some(Node::Osd(*index)), with.map(Node::Client)];
                 let outside = |node: &Node| !group.contains(&Some(*node));
                 let others = others.into_iter().filter(outside).collect::<Vec<_>>();
@@ -306,6 +354,7 @@ impl World {
         }
         match fault {
             Fault::Isolate { .. } | Fault::SplitMembers { .. } => self.cut(fault, false),
+            Fault::Lag { .. } => self.slow_down(fault, 0),
             Fault::SlowDisk { osd: Pick::Index(index), .. } => self.osds[*index].disk_delay = 0,
             Fault::Weather { .. } => self.bus.weather = Weather::default(),
             Fault::Disk { osd: Pick::Index(index), .. } => self.osds[*index].medium.make_room(),

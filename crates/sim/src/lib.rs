@@ -86,6 +86,13 @@ pub fn run(seed: u64, options: Options) -> Report {
     run_plan(seed, options, None)
 }
 
+/// What goes wrong in the run of a seed, a line each: when, and what.
+#[must_use]
+pub fn describe_plan(seed: u64, options: &Options) -> Vec<String> {
+    let plan = plan::of_seed(seed, options);
+    plan.iter().map(|(at, fault)| format!("{:>8.3} s {fault:?}", *at as f64 / bus::SECOND as f64)).collect()
+}
+
 /// One run in which exactly these things happen, each so long after the beginning; drawn from the seed where nothing
 /// is said.
 fn run_plan(seed: u64, options: Options, plan: Option<Vec<(u64, faults::Fault)>>) -> Report {

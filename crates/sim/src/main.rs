@@ -5,9 +5,10 @@
 
 use std::process::ExitCode;
 
-use cairn_sim::{Options, Summary, planted, run, run_many};
+use cairn_sim::{Options, Summary, describe_plan, planted, run, run_many};
 
 const USAGE: &str = "usage: cairn-sim [--seeds N] [--seed S] [--json] [--verbose] [--model]
+       cairn-sim --plan --seed S [--seeds N]        what goes wrong in a run, without running it
        cairn-sim --list-planted                     the bugs that can be planted
        cairn-sim --planted NAME [--seeds N | --seed S]  plants one and looks for it
        cairn-sim --mutants [--seeds N] [--json]     looks for every one; prints the table
@@ -24,6 +25,7 @@ struct Arguments {
     verbose: bool,
     model: bool,
     list: bool,
+    plan: bool,
     mutants: bool,
     pinned: bool,
     repin: bool,
@@ -41,6 +43,7 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--json" => arguments.json = true,
             "--verbose" => arguments.verbose = true,
             "--model" => arguments.model = true,
+            "--plan" => arguments.plan = true,
             "--list-planted" => arguments.list = true,
             "--mutants" => arguments.mutants = true,
             "--pinned" => arguments.pinned = true,
@@ -62,6 +65,13 @@ fn main() -> ExitCode {
     let options = Options { verbose: arguments.verbose, model: arguments.model, ..Options::default() };
     if arguments.list {
         planted::names().iter().for_each(|name| println!("{name}"));
+        return ExitCode::SUCCESS;
+    }
+    if arguments.plan {
+        let first = arguments.seed.unwrap_or(1);
+        for seed in first..first + arguments.seeds.unwrap_or(1) {
+            describe_plan(seed, &options).iter().for_each(|line| println!("{seed:>6} {line}"));
+        }
         return ExitCode::SUCCESS;
     }
     let wants_bug = arguments.mutants || arguments.pinned || arguments.repin || arguments.planted.is_some();

@@ -1,7 +1,7 @@
 //! A store in memory: the smallest thing that keeps the promises the core relies on, and on a power cut no more than
 //! them. It is the model that the real engine is compared with.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use cairn_osd_core::{LoadedPg, Transaction};
@@ -103,6 +103,19 @@ impl PgImage {
             apply(&mut self.objects, &entry.op, &data);
         }
         self.commit = self.commit.max(commit.min(self.end()));
+    }
+
+    /// All objects, as they are with what is pending.
+    fn keys(&self) -> BTreeSet<ObjectKey> {
+        let mut keys = self.objects.keys().copied().collect::<BTreeSet<_>>();
+        for entry in self.log.iter().filter(|entry| self.pending.contains_key(&entry.version.seq)) {
+            let key = ObjectKey::new(entry.op.object());
+            match entry.op {
+                EntryOp::Remove { .. } => keys.remove(&key),
+                EntryOp::Write { .. } | EntryOp::Zero { .. } => keys.insert(key),
+            };
+        }
+        keys
     }
 
     fn read(&self, object: ObjectId, offset: u32, len: u32) -> ReadData {
@@ -288,7 +301,7 @@ impl Model {
                 self.done.push_back(Done::Inspected(tag, copies.collect()));
             }
             Some(Job::List { tag, pg, after, limit }) => {
-                let keys = self.live.pgs.entry(pg).or_default().objects.keys().copied();
+                let keys = self.live.pgs.entry(pg).or_default().keys().into_iter();
                 let after = keys.filter(|key| after.is_none_or(|after| *key > after));
                 self.done.push_back(Done::Listed(tag, after.take(limit).map(|key| key.object()).collect()));
             }

@@ -25,6 +25,7 @@ use crate::caller::Caller;
 use crate::check::flush::Synced;
 use crate::check::once::Logs;
 use crate::engine::Engine;
+use crate::faults::Moment;
 use crate::medium::{Done, Image, Medium};
 use crate::model::Model;
 use crate::rng::Rng;
@@ -131,6 +132,8 @@ pub(crate) struct OsdHost {
     requests: BTreeMap<RequestId, PgId>,
     /// Acknowledged since the world looked last.
     pub(crate) acks: Vec<(RequestId, PgId, PgConfig)>,
+    /// What a fault may have waited for since the world looked last, and who comes to this OSD.
+    pub(crate) moments: Vec<(Moment, PgId, OsdId)>,
     /// Scrubs that ended since the world looked last.
     pub(crate) scrubbed: Vec<ScrubOutcome>,
     /// Blocks that were put in place by recovery or repair since the world looked last.
@@ -163,7 +166,7 @@ impl OsdHost {
             next_report: 0,
             map_at: 0,
             disk_delay: 0,
-            gives_up: rng.chance(500),
+            gives_up: rng.chance(700),
             synced: Synced::default(),
             logs: Logs::default(),
             log_entries,
@@ -176,6 +179,7 @@ impl OsdHost {
             told_full: false,
             requests: BTreeMap::new(),
             acks: Vec::new(),
+            moments: Vec::new(),
             scrubbed: Vec::new(),
             landed: Vec::new(),
         }
@@ -609,6 +613,7 @@ impl OsdHost {
             Output::SendPeer { to, message } => {
                 if let Some(index) = directory.index.get(&to) {
                     note_peer(bus, &message);
+                    self.moments.extend(beginning(&message).map(|(moment, pg)| (moment, pg, to)));
                     bus.send(self.node(), Node::Osd(*index), Body::Peer { to, message: Box::new(message) });
                 }
             }
@@ -622,6 +627,8 @@ impl OsdHost {
             }
             Output::ProposePgs { token, changes } => {
                 bus.say(|| format!("{id} proposes {token:?} {changes:?}"));
+                let joiners = self.joiners(&changes);
+                self.moments.extend(joiners);
                 let changes = changes.iter().map(change).collect();
                 let request = ChangePgsRequest {
                     mutation: None,
@@ -680,6 +687,17 @@ impl OsdHost {
         }
     }
 
+    /// Whom these proposals take into in-sync sets, as this OSD knows them.
+    fn joiners(&self, changes: &[PgChange]) -> Vec<(Moment, PgId, OsdId)> {
+        let pgs = self.core.as_ref().map(|core| &core.map().pgs);
+        let joins = |change: &PgChange| {
+            let now = pgs.and_then(|pgs| pgs.get(&change.pg));
+            let osd = change.isr.iter().find(|osd| now.is_some_and(|now| !now.isr.contains(osd)));
+            osd.map(|osd| (Moment::Joins, change.pg, *osd))
+        };
+        changes.iter().filter_map(joins).collect()
+    }
+
     /// A scrub is due, if this is the primary.
     pub(crate) fn order_scrub(&mut self, bus: &mut Bus, directory: &Directory, pg: PgId, deep: bool, order: u64) {
         let now = self.local(bus.now);
@@ -728,6 +746,18 @@ fn describe(transaction: &cairn_osd_core::Transaction) -> String {
         }
     }
     line
+}
+
+/// The moment at which this message is sent.
+fn beginning(message: &PeerMessage) -> Option<(Moment, PgId)> {
+    use cairn_types::peer::{Missing, PgMessage};
+    match message {
+        PeerMessage::Pg { pg, body: PgMessage::StartRecovery(start), .. } => match start.missing {
+            Missing::Everything => Some((Moment::Fills, *pg)),
+            Missing::Blocks(_) => Some((Moment::Returns, *pg)),
+        },
+        _ => None,
+    }
 }
 
 fn note_peer(bus: &mut Bus, message: &PeerMessage) {

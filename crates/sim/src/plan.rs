@@ -1,9 +1,10 @@
-//! When what goes wrong: drawn from the seed before the run begins. Half of the runs have a script in them, a sequence
-//! that leads to one of the situations that have cost other systems data, with chance in its times; around it, and in
-//! the other half, anything may happen at any time.
+//! When what goes wrong: drawn from the seed before the run begins. Two thirds of the runs have a script in them, a
+//! sequence that leads to one of the situations that have cost other systems data, with chance in its times; around it,
+//! and in the other third, anything may happen at any time.
 
+use crate::Options;
 use crate::bus::{MS, Nanos, SECOND};
-use crate::faults::{Fault, Ill, Pick, Ways, Whom};
+use crate::faults::{Fault, Ill, Moment, Pick, Ways, Whom};
 use crate::rng::Rng;
 
 /// What goes wrong, and how long after the beginning.
@@ -11,9 +12,9 @@ pub(crate) type Plan = Vec<(Nanos, Fault)>;
 
 /// How big the world is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Shape {
-    pub(crate) osds: usize,
-    pub(crate) members: usize,
+struct Shape {
+    osds: usize,
+    members: usize,
 }
 
 /// The volume that one client holds alone, and who that is.
@@ -23,13 +24,22 @@ pub(crate) const SHARED: (usize, [usize; 2]) = (1, [1, READER]);
 /// A client that only reads while it shares a volume: where writes hang, it goes on and sees what it may not see.
 pub(crate) const READER: usize = 3;
 
+/// When clients are at work and things begin to go wrong.
+pub(crate) const START: Nanos = 5 * SECOND;
+
+/// What goes wrong in the run of a seed.
+pub(crate) fn of_seed(seed: u64, options: &Options) -> Plan {
+    let shape = Shape { osds: options.osds, members: options.members };
+    draw(&mut Rng::new(seed).fork(2), shape, START, START + options.safety)
+}
+
 /// Everything that goes wrong between two moments.
-pub(crate) fn draw(rng: &mut Rng, shape: Shape, from: Nanos, to: Nanos) -> Plan {
+fn draw(rng: &mut Rng, shape: Shape, from: Nanos, to: Nanos) -> Plan {
     let mut plan = Vec::new();
-    let noise = if rng.chance(550) {
+    let noise = if rng.chance(650) {
         let at = rng.between(from + SECOND, (from + to) / 2);
         plan.extend(script(rng, at));
-        rng.between(2, 5)
+        rng.between(0, 5)
     } else {
         // One failover at least: some primary dies or stands still.
         let at = rng.between(from, (from + to) / 2);
@@ -57,6 +67,29 @@ fn quick(rng: &mut Rng, osd: Pick) -> Fault {
     Fault::Kill { osd, power: rng.chance(500), back, exited: Some(rng.between(2 * MS, 20 * MS)) }
 }
 
+/// It is back before anybody is sure that it was gone, and no parent says that it was.
+fn blink(rng: &mut Rng, osd: Pick) -> Fault {
+    Fault::Kill { osd, power: rng.chance(500), back: rng.between(5 * MS, 120 * MS), exited: None }
+}
+
+/// The machine loses its power and is back at once: nobody hears a refusal or a reset, only silence.
+fn outage(rng: &mut Rng, osd: Pick, at: Nanos) -> (Plan, Nanos) {
+    let lasts = rng.between(10 * MS, 150 * MS);
+    let silence = Fault::Isolate { osd, with: None, from: Whom::Everybody, ways: Ways::Both, lasts };
+    let death = Fault::Kill { osd, power: rng.chance(500), back: lasts, exited: None };
+    (vec![(at, silence), (at, death)], at + lasts)
+}
+
+fn lag(rng: &mut Rng, osd: Pick) -> Fault {
+    let from = *rng.pick(&[Whom::Osds, Whom::Osds, Whom::Members, Whom::Clients, Whom::Everybody]);
+    let ways = *rng.pick(&[Ways::Both, Ways::Inbound, Ways::Outbound]);
+    Fault::Lag { osd, from, ways, delay: rng.between(20 * MS, 3 * SECOND), lasts: rng.between(100 * MS, 4 * SECOND) }
+}
+
+fn when(moment: Moment, volume: usize, fault: Fault) -> Fault {
+    Fault::When { moment, volume, then: Box::new(fault) }
+}
+
 fn pick(rng: &mut Rng, osds: usize) -> Pick {
     match rng.below(5) {
         0 => Pick::PrimaryOf(rng.below(8) as u32),
@@ -76,7 +109,10 @@ fn lasts(rng: &mut Rng) -> Nanos {
 
 fn any(rng: &mut Rng, shape: Shape) -> Fault {
     let osd = pick(rng, shape.osds);
-    match rng.below(118) {
+    match rng.below(125) {
+        122..125 => Fault::Renew { client: rng.below(4) as usize },
+        118..120 => lag(rng, osd),
+        120..122 => blink(rng, osd),
         116..118 => Fault::Refuse { osd },
         100..112 => ill(rng, osd),
         112..114 => Fault::Drift { osd, rate: rng.between(976_000, 1_024_000) },
@@ -147,8 +183,12 @@ fn weather(rng: &mut Rng) -> Fault {
 
 /// One of the situations, beginning about then. Each has a failover in it.
 fn script(rng: &mut Rng, at: Nanos) -> Plan {
-    match rng.below(11) {
+    match rng.below(15) {
+        14 => succeeded_on_its_node(rng, at),
         10 => rot_is_read(rng, at),
+        11 => late_grants(rng, at),
+        12 => log_forgets_first(rng, at),
+        13 => lonely_end(rng, at),
         0 => island(rng, at),
         1 => taken_over_while_cut_off(rng, at),
         2 => deaf(rng, at),
@@ -189,6 +229,24 @@ fn taken_over_while_cut_off(rng: &mut Rng, at: Nanos) -> Plan {
     vec![(at, cut), (at + rng.between(50 * MS, 2 * SECOND), steal), (at + lasts + SECOND, quick(rng, osd))]
 }
 
+/// A holder restarts while its writes are still on their way; they come after those of the next session.
+fn succeeded_on_its_node(rng: &mut Rng, at: Nanos) -> Plan {
+    let weather = Fault::Weather {
+        drop: rng.below(50),
+        twice: rng.below(300),
+        reorder: true,
+        delay: rng.between(100, 500),
+        delay_max: rng.between(200 * MS, 5 * SECOND),
+        lasts: rng.between(300 * MS, 2 * SECOND),
+    };
+    let client = if rng.chance(700) { ALONE.1 } else { SHARED.1[0] };
+    let mut plan = vec![(at, weather), (at + rng.between(50 * MS, SECOND), Fault::Renew { client })];
+    if rng.chance(500) {
+        plan.push((at + rng.below(SECOND), kill(rng, Pick::HotPrimary(ALONE.0))));
+    }
+    plan
+}
+
 /// The primary and a client hear nothing of the metadata service, and everything of the other OSDs.
 fn deaf(rng: &mut Rng, at: Nanos) -> Plan {
     let (osd, with) = (Pick::HotPrimary(SHARED.0), Some(sharer(rng)));
@@ -196,18 +254,63 @@ fn deaf(rng: &mut Rng, at: Nanos) -> Plan {
     vec![(at, Fault::Isolate { osd, with, from: Whom::Members, ways, lasts: rng.between(7, 11) * SECOND })]
 }
 
+/// Grants are long on their way, and their holder is cut off with a client before they arrive.
+fn late_grants(rng: &mut Rng, at: Nanos) -> Plan {
+    let (osd, with) = (Pick::HotPrimary(SHARED.0), Some(sharer(rng)));
+    let (delay, lasts) = (rng.between(500 * MS, 3 * SECOND), rng.between(300 * MS, 900 * MS));
+    let slow = Fault::Lag { osd, from: Whom::Osds, ways: Ways::Inbound, delay, lasts };
+    let away = rng.between(4, 7) * SECOND;
+    let cut = Fault::Isolate { osd, with, from: Whom::Everybody, ways: Ways::Both, lasts: away };
+    vec![(at, slow), (at + rng.between(50 * MS, lasts), cut)]
+}
+
 /// One client's answers are lost; members come back meanwhile, and lead before it has been answered.
 fn reply_lost(rng: &mut Rng, at: Nanos) -> Plan {
     let osd = Pick::HotPrimary(SHARED.0);
-    let from = Whom::OneClient(sharer(rng));
+    let from = Whom::OneClient(SHARED.1[0]);
     let cut = Fault::Isolate { osd, with: None, from, ways: Ways::Outbound, lasts: rng.between(4, 8) * SECOND };
     let away = at.saturating_sub(rng.between(0, 2 * SECOND));
     let returns = at + rng.between(300 * MS, 2 * SECOND);
     let back = returns - away;
     let power = rng.chance(500);
-    let replica = Fault::Kill { osd: Pick::HotReplica(SHARED.0), power, back, exited: Some(5 * MS) };
-    let dies = returns + rng.between(SECOND, 3 * SECOND);
-    vec![(away, replica), (at, cut), (dies, kill(rng, osd)), (dies + rng.between(0, SECOND), kill(rng, osd))]
+    let heir = if rng.chance(700) { Pick::HotHeir(SHARED.0) } else { Pick::HotReplica(SHARED.0) };
+    let replica = Fault::Kill { osd: heir, power, back, exited: Some(5 * MS) };
+    let dies = returns + rng.between(500 * MS, 3 * SECOND);
+    let mut plan = vec![(away, replica), (at, cut), (dies, kill(rng, osd))];
+    if rng.chance(500) {
+        plan.push((dies + rng.between(0, SECOND), kill(rng, osd)));
+    }
+    plan
+}
+
+/// One client's answers are lost while another writes on in the same group, until no log has its requests any more;
+/// then whoever leads next knows only what its disk remembers.
+fn log_forgets_first(rng: &mut Rng, at: Nanos) -> Plan {
+    let (osd, heir) = (Pick::HotPrimary(SHARED.0), Pick::HotHeir(SHARED.0));
+    let from = Whom::OneClient(SHARED.1[0]);
+    let cut = Fault::Isolate { osd, with: None, from, ways: Ways::Outbound, lasts: rng.between(5, 9) * SECOND };
+    let mut plan = vec![(at - SECOND, Fault::Steal { volume: SHARED.0, shared: true }), (at, cut)];
+    let later = at + rng.between(1500 * MS, 4 * SECOND);
+    if rng.chance(400) {
+        plan.push((later, Fault::Blackout { back: rng.between(300 * MS, SECOND) }));
+    } else {
+        plan.extend(outage(rng, heir, later).0);
+        plan.push((later + rng.between(400 * MS, 1500 * MS), kill(rng, osd)));
+    }
+    plan
+}
+
+/// A primary orders entries that nobody else gets, for a client that is fenced before it can say them again; then it
+/// dies, and comes back with a log that ends like nobody else's.
+fn lonely_end(rng: &mut Rng, at: Nanos) -> Plan {
+    let osd = Pick::HotPrimary(ALONE.0);
+    let ways = *rng.pick(&[Ways::Both, Ways::Outbound]);
+    let cut = Fault::Isolate { osd, with: None, from: Whom::Osds, ways, lasts: rng.between(600 * MS, 3 * SECOND) };
+    let dies = at + rng.between(40 * MS, 500 * MS);
+    let (power, back) = (rng.chance(300), rng.between(500 * MS, 4 * SECOND));
+    let death = Fault::Kill { osd, power, back, exited: Some(rng.between(2 * MS, 20 * MS)) };
+    let steal = Fault::Steal { volume: ALONE.0, shared: rng.chance(200) };
+    vec![(at, cut), (dies, death), (dies.saturating_sub(30 * MS) + rng.below(40 * MS), steal)]
 }
 
 /// Entries stand open on slow disks while their primary dies.
@@ -237,11 +340,18 @@ fn long_absence(rng: &mut Rng, at: Nanos) -> Plan {
     plan
 }
 
-/// A grantor restarts just before the holder of its lease is cut off with a client.
+/// A grantor restarts, unnoticed, just when the holder of its lease is cut off with a client.
 fn forgetful_grantor(rng: &mut Rng, at: Nanos) -> Plan {
     let (osd, with) = (Pick::HotPrimary(SHARED.0), Some(sharer(rng)));
     let lasts = rng.between(2, 5) * SECOND;
     let cut = Fault::Isolate { osd, with, from: Whom::Everybody, ways: Ways::Both, lasts };
+    if rng.chance(650) {
+        let (mut plan, back) = outage(rng, Pick::HotHeir(SHARED.0), at);
+        plan.push((at.saturating_sub(100 * MS) + rng.below(back + 100 * MS - at), cut));
+        // Something on the way says that nobody listens at the holder any more: it is replaced at once.
+        plan.push((back + rng.between(20 * MS, 600 * MS), Fault::Refuse { osd }));
+        return plan;
+    }
     let mut plan = vec![(at, quick(rng, Pick::HotReplica(SHARED.0)))];
     plan.push((at + rng.below(700 * MS), cut));
     if rng.chance(500) {
@@ -255,6 +365,24 @@ fn joins_under_unknown_outcomes(rng: &mut Rng, at: Nanos) -> Plan {
     let volume = *rng.pick(&[ALONE.0, SHARED.0]);
     let (primary, replica) = (Pick::HotPrimary(volume), Pick::HotReplica(volume));
     let mut plan = vec![(at, quick(rng, replica))];
+    if rng.chance(600) {
+        // What came of the proposal that takes a member in is heard of by nobody who goes on in the old configuration:
+        // the primary, a client and the other member. Whoever heard of it would refuse to go on.
+        let lasts = rng.between(SECOND, 3 * SECOND);
+        let holder = if volume == ALONE.0 { ALONE.1 } else { SHARED.1[0] };
+        for (osd, with) in [(Pick::Source, Some(holder)), (replica, None)] {
+            let cut = Fault::Isolate { osd, with, from: Whom::Members, ways: Ways::Inbound, lasts };
+            plan.push((at, when(Moment::Joins, volume, cut)));
+        }
+        if rng.chance(500) {
+            let delay = rng.between(400 * MS, 1400 * MS);
+            plan.push((at, when(Moment::Joins, volume, Fault::SlowDisk { osd: Pick::Joiner, delay, lasts })));
+        }
+        if rng.chance(500) {
+            plan.push((at + rng.between(2 * SECOND, 4 * SECOND), kill(rng, primary)));
+        }
+        return plan;
+    }
     for _ in 0..2 {
         let ways = *rng.pick(&[Ways::Both, Ways::Inbound, Ways::Inbound]);
         let lasts = rng.between(300 * MS, 3 * SECOND);
@@ -286,12 +414,16 @@ fn filled_under_load(rng: &mut Rng, at: Nanos) -> Plan {
         delay_max: rng.between(5 * MS, 400 * MS),
         lasts: rng.between(SECOND, 4 * SECOND),
     };
-    let dies = at + rng.between(3 * SECOND, 7 * SECOND);
-    vec![
-        (at, Fault::Lose { osd }),
-        (at + rng.between(0, 4 * SECOND), bad),
-        (dies, quick(rng, Pick::HotPrimary(volume))),
-    ]
+    let mut plan = vec![(at, Fault::Lose { osd })];
+    if rng.chance(600) {
+        plan.push((at, when(Moment::Fills, volume, bad)));
+    } else {
+        plan.push((at + rng.between(0, 4 * SECOND), bad));
+    }
+    if rng.chance(500) {
+        plan.push((at + rng.between(3 * SECOND, 7 * SECOND), quick(rng, Pick::HotPrimary(volume))));
+    }
+    plan
 }
 
 /// Blocks rot under a primary; then it is the source that somebody is brought back from.

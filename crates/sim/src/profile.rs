@@ -1,8 +1,8 @@
 //! What a run's work is like: drawn from the seed, so that runs differ in more than their faults. Where all the work
 //! is on a few blocks, one group's log is forgotten early and clients meet each other; where it is spread, many groups
-//! move at once.
+//! move at once. In some runs the writing ends early: what is wrong by then is not covered up by what is written later.
 
-use crate::bus::{MS, Nanos};
+use crate::bus::{MS, Nanos, SECOND};
 use crate::client::BLOCKS;
 use crate::rng::Rng;
 use crate::world::BLOCKS_PER_OBJECT;
@@ -20,6 +20,8 @@ pub(crate) struct Profile {
     pub(crate) think: Nanos,
     /// Log entries that an OSD keeps.
     pub(crate) log_entries: usize,
+    /// From then on clients only read.
+    pub(crate) writes_until: Nanos,
 }
 
 impl Profile {
@@ -44,6 +46,7 @@ impl Profile {
             reads: rng.between(250, 550),
             think: rng.between(80 * MS, 400 * MS),
             log_entries: *rng.pick(&[8, 16, 48]),
+            writes_until: if rng.chance(350) { rng.between(11 * SECOND, 22 * SECOND) } else { Nanos::MAX },
         }
     }
 }

@@ -2,10 +2,12 @@
 //! simulation holds in each, and clients notice no more than the story allows. And: runs are deterministic.
 //!
 //! A line that begins with `story` names one; below it stand bounds (`slowest`, `sometimes`) and events, each with its
-//! time after the beginning. `+40ms*seed` shifts an event by a little more with every seed.
+//! time after the beginning. `+40ms*seed` shifts an event by a little more with every seed. `when joins 1`, `when
+//! fills 1` and `when returns 1` wait for the next such moment in the hot group of volume 1; `source` and `joiner` are
+//! who has part in it.
 
 use crate::bus::{MS, Nanos, SECOND};
-use crate::faults::{Fault, Ill, Pick, Ways, Whom};
+use crate::faults::{Fault, Ill, Moment, Pick, Ways, Whom};
 use crate::plan::Plan;
 use crate::{Options, run, run_many, run_plan};
 
@@ -87,6 +89,9 @@ impl<'a> Words<'a> {
             "replica" => Pick::ReplicaOf(self.number()),
             "hot-primary" => Pick::HotPrimary(self.number()),
             "hot-replica" => Pick::HotReplica(self.number()),
+            "hot-heir" => Pick::HotHeir(self.number()),
+            "source" => Pick::Source,
+            "joiner" => Pick::Joiner,
             other => panic!("`{}`: `{other}` is no OSD", self.line),
         }
     }
@@ -159,6 +164,23 @@ impl<'a> Words<'a> {
                 assert!(self.has("from"), "`{}`: from whom?", self.line);
                 Fault::Isolate { osd, with, from: self.whom(), ways: self.ways(), lasts: self.lasts() }
             }
+            "lag" => {
+                let osd = self.osd();
+                assert!(self.has("from"), "`{}`: from whom?", self.line);
+                let (from, ways) = (self.whom(), self.ways());
+                let delay = self.after("by").expect("a slow connection says by how much");
+                Fault::Lag { osd, from, ways, delay, lasts: self.lasts() }
+            }
+            "when" => {
+                let moment = match self.word() {
+                    "joins" => Moment::Joins,
+                    "fills" => Moment::Fills,
+                    "returns" => Moment::Returns,
+                    other => panic!("`{}`: `{other}` is no moment", self.line),
+                };
+                let volume = self.number();
+                Fault::When { moment, volume, then: Box::new(self.fault()) }
+            }
             "slow" => {
                 let osd = self.osd();
                 let delay = self.after("by").expect("a slow disk says by how much");
@@ -166,6 +188,7 @@ impl<'a> Words<'a> {
             }
             "weather" => self.weather(),
             "refuse" => Fault::Refuse { osd: self.osd() },
+            "renew" => Fault::Renew { client: self.number() },
             "steal" => Fault::Steal { volume: self.number(), shared: self.has("shared") },
             "lose" => Fault::Lose { osd: self.osd() },
             "blackout" => Fault::Blackout { back: self.after("back").unwrap_or(SECOND) },
@@ -243,6 +266,11 @@ fn fencing() {
 #[test]
 fn disks() {
     tell(include_str!("../stories/disks.txt"));
+}
+
+#[test]
+fn bugs_that_others_had() {
+    tell(include_str!("../stories/named.txt"));
 }
 
 #[test]

@@ -23,10 +23,11 @@ use crate::check::once::Once;
 use crate::check::prefix::Prefix;
 use crate::check::{Check, Violation};
 use crate::client::{BLOCKS, ClientHost};
+use crate::faults::{Fault, Moment};
 use crate::history::History;
 use crate::meta::MetaHost;
 use crate::osd::{Directory, DiskImage, OsdHost};
-use crate::plan::{self, Plan, SHARED, Shape};
+use crate::plan::{self, Plan, SHARED};
 use crate::profile::Profile;
 use crate::rebalance;
 use crate::rng::Rng;
@@ -79,6 +80,8 @@ pub(crate) struct World {
     /// Disks that may turn out to be lost.
     pub(crate) suspect: BTreeSet<usize>,
     pub(crate) images: BTreeMap<usize, DiskImage>,
+    /// What waits for its moment.
+    pub(crate) traps: Vec<(Moment, usize, Fault)>,
     setup_done: bool,
     primaries: BTreeMap<PgId, OsdId>,
     pub(crate) failure: Option<Violation>,
@@ -114,6 +117,7 @@ impl World {
             rotten: None,
             suspect: BTreeSet::new(),
             images: BTreeMap::new(),
+            traps: Vec::new(),
             setup_done: false,
             primaries: BTreeMap::new(),
             failure: None,
@@ -124,15 +128,17 @@ impl World {
 
     /// The whole run.
     pub(crate) fn run(mut self, seed: u64, plan: Option<Plan>) -> Report {
-        let mut rng = Rng::new(seed).fork(2);
         self.begin();
-        let start = 5 * SECOND;
+        let start = plan::START;
         let end = start + self.options.safety;
         let plan = match plan {
-            Some(plan) => plan.into_iter().map(|(at, fault)| (start + at, fault)).collect(),
-            None => plan::draw(&mut rng, Shape { osds: self.options.osds, members: self.options.members }, start, end),
+            Some(plan) => {
+                self.clients.iter_mut().for_each(ClientHost::write_on);
+                plan.into_iter().map(|(at, fault)| (start + at, fault)).collect()
+            }
+            None => plan::of_seed(seed, &self.options),
         };
-        let doom = rng.between(start, end);
+        let doom = Rng::new(seed).fork(4).between(start, end);
         self.bus.at(doom, Event::Doom);
         for (at, fault) in plan {
             self.bus.at(at, Event::Fault(fault));
@@ -328,6 +334,9 @@ impl World {
 
     /// What the checkers want to know after an OSD did something.
     fn look(&mut self, index: usize) {
+        for (moment, pg, joiner) in std::mem::take(&mut self.osds[index].moments) {
+            self.spring(moment, pg, index, joiner);
+        }
         let acks = std::mem::take(&mut self.osds[index].acks);
         if !acks.is_empty() {
             let lost = self.lost.iter().map(|(id, synced)| (*id, synced));
@@ -382,9 +391,11 @@ impl World {
             && let Some(volume) = self.clients[index].volume
         {
             let shared = self.clients[index].shared;
+            let mut over = std::mem::take(&mut self.clients[index].orphans);
             for (_, other) in self.clients.iter_mut().enumerate().filter(|(other, _)| *other != index) {
-                other.supersede(volume, shared);
+                over.extend(other.supersede(volume, shared));
             }
+            over.into_iter().for_each(|(block, at)| self.history.close(block, at, self.bus.now));
         }
     }
 

@@ -48,7 +48,7 @@ fn is_linearizable(ops: &[BlockOp]) -> bool {
     let mut ops = ops
         .iter()
         .filter(|op| if op.is_write { op.ended.is_some() || seen.contains(&op.value) } else { op.ended.is_some() })
-        .cloned()
+        .map(|op| BlockOp { ended: op.over(), ..op.clone() })
         .collect::<Vec<_>>();
     ops.sort_by_key(|op| (op.begun, op.ended));
     let mut done = vec![false; ops.len()];
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     fn op(is_write: bool, value: u64, begun: u64, ended: Option<u64>) -> BlockOp {
-        BlockOp { value, is_write, begun, ended, fenced: false }
+        BlockOp { value, is_write, begun, ended, until: None, fenced: false }
     }
     fn w(value: u64, begun: u64, ended: u64) -> BlockOp {
         op(true, value, begun, Some(ended))
@@ -138,6 +138,17 @@ mod tests {
         ] {
             assert!(!is_linearizable(&wrong), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_write_of_a_session_that_is_over_happened_before_that_or_never() {
+        let late = BlockOp { until: Some(4), ..op(true, 1, 0, None) };
+        assert!(is_linearizable(&[late.clone(), r(0, 1, 2), r(1, 5, 6)]));
+        assert!(is_linearizable(&[late.clone(), r(0, 5, 6)]), "never");
+        assert!(!is_linearizable(&[late.clone(), r(0, 5, 6), r(1, 7, 8)]), "after its session was over");
+        assert!(!is_linearizable(&[late, w(2, 5, 6), r(1, 7, 8)]));
+        let zeros = BlockOp { until: Some(4), ..op(true, 0, 0, None) };
+        assert!(is_linearizable(&[w(1, 0, 1), zeros, r(1, 5, 6), w(0, 7, 8), r(0, 9, 10)]), "zeros say nothing");
     }
 
     #[test]

@@ -22,7 +22,7 @@ fn first_lost(ops: &[BlockOp]) -> Option<(&BlockOp, &BlockOp)> {
     let mut over = BTreeMap::from([(0, 0)]);
     for op in ops.iter().filter(|op| op.is_write) {
         let end = over.entry(op.value).or_default();
-        *end = op.ended.unwrap_or(u64::MAX).max(*end);
+        *end = op.over().unwrap_or(u64::MAX).max(*end);
     }
     // Acknowledged writes in the order of their ends; of each and those before it, the one that began last.
     let mut acked = ops.iter().filter(|op| op.is_write && op.ended.is_some()).collect::<Vec<_>>();
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     fn op(is_write: bool, value: u64, begun: u64, ended: Option<u64>) -> BlockOp {
-        BlockOp { value, is_write, begun, ended, fenced: false }
+        BlockOp { value, is_write, begun, ended, until: None, fenced: false }
     }
 
     #[test]
