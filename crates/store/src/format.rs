@@ -94,12 +94,22 @@ fn check_blank(disk: &dyn Disk) -> Result<(), Error> {
 /// The newest valid superblock; `None` when there is none.
 ///
 /// # Errors
-/// When the disk fails, or holds a superblock that this program must not use.
+/// When the disk fails, or holds a superblock that this program must not use, or was in use and has none any more.
 pub fn read_superblock(disk: &dyn Disk) -> Result<Option<Superblock>, Error> {
     let mut newest: Option<Superblock> = None;
+    let mut unreadable = None;
+    let mut marks = Vec::new();
     for copy in COPIES {
         let mut block = vec![0; 4096];
-        disk.read_at(copy, &mut block)?;
+        match disk.read_at(copy, &mut block) {
+            Ok(()) => marks.push((block.starts_with(&MAGIC.to_le_bytes()), block.iter().any(|byte| *byte != 0))),
+            // A bad sector is as bad as a rotten one, and is whole again when it is written.
+            Err(error @ cairn_disk::Error::Io { .. }) => {
+                unreadable = Some(error);
+                continue;
+            }
+            Err(error) => return Err(Error::Disk(error)),
+        }
         let decoded = Superblock::decode(&block)
             .map_err(|malformed| Error::Malformed { place: format!("the superblock at byte {copy}"), malformed })?;
         if let Some(superblock) = decoded
@@ -112,8 +122,19 @@ pub fn read_superblock(disk: &dyn Disk) -> Result<Option<Superblock>, Error> {
         Some(superblock) if superblock.device_len > disk.len() => {
             Err(Error::TooSmall { found: disk.len(), needed: superblock.device_len })
         }
-        newest => Ok(newest),
+        Some(superblock) => Ok(Some(superblock)),
+        None => match unreadable {
+            _ if marks.len() == COPIES.len() && !was_in_use(&marks) => Ok(None),
+            Some(error) if !marks.iter().any(|(ours, _)| *ours) => Err(Error::Disk(error)),
+            _ => Err(Error::CorruptSuperblock),
+        },
     }
+}
+
+/// Copy A is written only when B was whole: with anything in A and our mark on either, this is no device whose format
+/// was cut short. Per copy: our mark stands there, anything does.
+fn was_in_use(marks: &[(bool, bool)]) -> bool {
+    marks.iter().any(|(ours, _)| *ours) && marks.first().is_some_and(|(_, anything)| *anything)
 }
 
 /// Writes a superblock to its slot and makes it durable.

@@ -12,7 +12,7 @@
 //!
 //! Slices of changed rows are merged as the writes of earlier ones complete, so that no turn of the loop takes long.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -52,7 +52,7 @@ pub(super) struct Run {
     finished: Option<(Option<NodeRef>, Vec<u64>)>,
     node_writes: u32,
     relogs: usize,
-    quarantine: Vec<u64>,
+    quarantine: BTreeSet<u64>,
     syncing: bool,
     superblock: Option<Superblock>,
 }
@@ -270,7 +270,7 @@ impl Store {
         let mut released = nodes;
         for block in run.quarantine {
             if self.pins.contains_key(&block) || self.deferred.contains(block) {
-                self.quarantine.push(block);
+                self.quarantine.insert(block);
             } else {
                 released.push(block);
             }

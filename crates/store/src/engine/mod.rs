@@ -322,7 +322,7 @@ pub struct Store {
     pins: BTreeMap<u64, u32>,
     reads: BTreeMap<u64, read::ReadRun>,
     free: Allocator,
-    quarantine: Vec<u64>,
+    quarantine: BTreeSet<u64>,
     /// The medium is told of freed blocks, and this many are on their way to it.
     discards: bool,
     discarding: u64,

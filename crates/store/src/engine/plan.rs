@@ -515,7 +515,7 @@ fn draft_data(
         let (segment, slot) = split(block);
         let now = &mut view.get_mut(&(key, segment)).expect("every touched segment was gathered").blocks[slot];
         let at = match *now {
-            Block::Data { at, .. } if small || planted(Bug::WriteInPlace) => at,
+            Block::Data { at, .. } | Block::Lost { at } if small || planted(Bug::WriteInPlace) => at,
             _ => {
                 *fresh += 1;
                 PROVISIONAL + *fresh - 1
@@ -553,7 +553,7 @@ fn draft_remove(object: ObjectId, view: &mut BTreeMap<(Key, u16), Segment>) -> D
 /// What a read says of a block.
 pub(super) fn state_of(block: Block) -> BlockState {
     match block {
-        Block::Absent | Block::Lost => BlockState::Absent,
+        Block::Absent | Block::Lost { .. } => BlockState::Absent,
         Block::Zero => BlockState::Zero,
         Block::Data { crc, .. } => BlockState::Data { crc },
     }

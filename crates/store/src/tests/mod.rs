@@ -9,6 +9,7 @@ mod model;
 #[cfg(feature = "planted")]
 mod planted;
 mod random;
+mod rot;
 mod space;
 mod words;
 mod world;
