@@ -153,7 +153,7 @@ impl Pg {
         if request.op.is_write() && primary.moves_waiter(conn, request.id) {
             return Ok(());
         }
-        if primary.requests() >= ctx.own.requests_per_pg {
+        if primary.requests() + self.repair.waiting() >= ctx.own.requests_per_pg {
             return Err(Refusal::Busy);
         }
         if !primary.is_active() || primary.cut_above.is_some() || held {
