@@ -13,6 +13,9 @@ pub const MIN_RING: u64 = 1 << 20;
 /// The smallest area.
 pub const MIN_AREA: u64 = 4 << 20;
 
+/// Blocks of the area that are written at once, at most.
+const FIRST_BLOCKS: u64 = 1024;
+
 /// How to format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormatOptions {
@@ -55,6 +58,13 @@ pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<(), Error> {
         disk.write_at(REGIONS_START + at, &[zeros.slice(..len as usize)])?;
         at += len;
     }
+    let mut written_through = area_start / 4096;
+    if disk.wants_prewrite() {
+        // Room for the index, whatever becomes of the filesystem below.
+        let blocks = (area_len / 4096 / 128).clamp(64, FIRST_BLOCKS).min(zeros.len() as u64 / 4096);
+        disk.write_at(area_start, &[zeros.slice(..blocks as usize * 4096)])?;
+        written_through += blocks;
+    }
     disk.sync()?;
     let superblock = Superblock {
         sequence: 1,
@@ -69,7 +79,7 @@ pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<(), Error> {
             prev_crc: 0,
             root: None,
             number: 0,
-            written_through: area_start / 4096,
+            written_through,
             durable_lsn: 0,
         },
     };

@@ -74,6 +74,12 @@ impl Store {
         (area / 64).clamp(128, 16 << 10).min(area / 4)
     }
 
+    /// What is kept in any case. The other half of the reserve is for data that was let in before anybody knew that
+    /// there is no room: whoever asks [`Store::usage`] stops earlier.
+    pub(super) fn floor_blocks(&self) -> u64 {
+        self.reserve_blocks() / 2
+    }
+
     /// Rows that differ from the durable index, and those that will when everything planned has taken effect.
     pub(super) fn waiting_rows(&self) -> u64 {
         self.dirty.weight() + self.planned_rows
@@ -102,6 +108,7 @@ impl Store {
         let position = self.ring.applied;
         let unchanged = position.lsn + 1 == self.superblock.checkpoint.next_lsn && self.dirty.is_empty();
         if unchanged && self.quarantine.is_empty() {
+            self.prewrite_may_retry();
             return;
         }
         let relogs = if planted(Bug::ForgetPending) { 0 } else { self.relog_pending(position.lsn) };
@@ -215,10 +222,11 @@ impl Store {
 
     /// A node found no free block. After a restart that says little: a file's blocks are given out only when they
     /// were written once, and what an earlier life wrote ahead is not known. More are written, or come back from a
-    /// discard; only where neither can help is this the end.
+    /// discard. Where the filesystem is full the checkpoint waits until it is not; otherwise this is the end.
     fn await_index_room(&mut self, run: &Run) {
         let more = nodes_for(run.rows.len() as u64 + 1);
-        if !self.prewrite_now(self.free.free_blocks() + more) && self.discarding == 0 {
+        let hope = self.prewrite_now(self.free.free_blocks() + more) || self.medium_is_full() || self.discarding > 0;
+        if !hope {
             self.fail(Error::NoIndexSpace);
         }
     }

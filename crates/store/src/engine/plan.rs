@@ -198,11 +198,19 @@ impl Store {
 
     /// Whether data goes through the record; otherwise it goes straight to its extent. What the record carries is
     /// bounded, and what pending entries hold in the log and in memory is bounded too.
+    ///
+    /// Where room is short, longer data goes through the record too: only so does what has a place already need no
+    /// other one.
     fn fits_inline(&self, len: usize, inline: u64) -> bool {
         let len = len as u64;
-        len <= self.config.inline_max as u64
+        (len <= self.config.inline_max as u64 || self.is_short_of_room())
             && inline + len <= self.record_max() / 2
             && self.pending_inline + inline + len <= self.ring.len / 8
+    }
+
+    fn is_short_of_room(&self) -> bool {
+        let unwritten = if self.medium_gives_room() { self.unwritten_blocks() } else { 0 };
+        self.free.free_blocks() + unwritten < self.reserve_blocks()
     }
 
     /// Bytes at which a record closes: several fit in the smallest log.
@@ -303,18 +311,20 @@ impl Store {
         let waiting = self.waiting_rows();
         let nodes = if waiting == 0 { 0 } else { nodes_for(waiting + rows) };
         let needed = count + grown;
-        let floor = if needed == 0 { nodes } else { nodes.max(self.reserve_blocks()) };
+        let floor = if needed == 0 { nodes } else { nodes.max(self.floor_blocks()) };
         if needed + floor <= self.free.free_blocks() {
             let runs = self.free.take(count).ok_or(Stop::Wait)?;
             return Ok(runs.into_iter().flat_map(|(start, len)| start..start + len).collect());
         }
-        let available = self.usage().available() / 4096;
-        if needed > 0 && needed + self.reserve_blocks() > available {
+        // What an unproven filesystem may give is waited for; it says soon enough.
+        let unproven = if self.medium_gives_room() || self.medium_is_full() { 0 } else { self.unwritten_blocks() };
+        let available = self.usage().available() / 4096 + unproven;
+        if needed > 0 && needed + self.floor_blocks() > available {
             return Err(Stop::Reject(Rejection::NoSpace { blocks: needed }));
         }
         // More of a file is written if that is enough; otherwise a checkpoint gives back what was freed, and takes
         // the rows that wait.
-        let unwritten = self.area_end() - self.written_through;
+        let unwritten = self.unwritten_blocks();
         if !self.prewrite_now(needed + floor) || self.free.free_blocks() + unwritten < needed + floor {
             self.checkpoint_wanted = true;
         }

@@ -1,6 +1,7 @@
 //! The engine against a model that could not be simpler, over a disk that loses what it may.
 
 mod basic;
+mod costs;
 mod crash;
 mod format;
 mod harness;

@@ -8,7 +8,7 @@ use cairn_types::peer::EntryOp;
 use cairn_types::{ObjectId, PgId};
 
 use super::crash::seeds;
-use super::harness::{Bench, Rng, appended, bytes, formatted, object, pg, write, zero};
+use super::harness::{Bench, Rng, appended, bytes, data_run, formatted, object, pg, write, zero};
 use super::model::PgModel;
 use super::random::transaction;
 use super::world::contents;
@@ -242,4 +242,72 @@ fn zeros_where_nothing_was_count_as_data() {
     bench.checkpoint();
     let usage = bench.store.usage();
     assert!(usage.available() > usage.capacity * 9 / 10, "{usage:?}");
+}
+
+/// A filesystem that was full before the store on it began: there is no room until it is proven, nothing fails, and
+/// room is found when there is some.
+#[test]
+fn a_filesystem_that_is_full_from_the_start_is_survived() {
+    let disk = formatted(SimDisk::sparse(48 << 20, 1));
+    disk.inject(Injection::Full(true));
+    let mut bench = Bench::open(disk.clone(), 1);
+    assert!(!bench.store.knows_room() && bench.store.usage().available() < 1 << 20);
+    bench.settle();
+    assert!(bench.store.knows_room() && bench.store.usage().available() < 1 << 20);
+    let p = pg(0);
+    let push = |n: u64| Transaction {
+        content: vec![(object(p, 0), vec![data_run(0, bytes(n, 200))])],
+        ..Transaction::new(p, 0)
+    };
+    let token = bench.store.submit(push(1));
+    assert!(matches!(bench.answer(token), Output::Rejected { reason: Rejection::NoSpace { .. }, .. }));
+    for n in 0..40u8 {
+        let attributes = vec![(vec![n % 7], Some(Bytes::from(vec![n; 100])))];
+        bench.persist(Transaction { attributes, ..Transaction::new(p, 0) });
+        bench.checkpoint();
+    }
+    assert_eq!(bench.store.failure(), None);
+    disk.inject(Injection::Full(false));
+    bench.checkpoint();
+    let usage = bench.store.usage();
+    assert!(usage.available() > usage.capacity / 2, "{usage:?}");
+    bench.persist(push(2));
+}
+
+/// A filesystem that becomes full while data is on its way: what was let in while there seemed to be room finds its
+/// place, and then there is none.
+#[test]
+fn what_was_let_in_before_the_filesystem_was_full_finds_its_place() {
+    for seed in 0..20 {
+        let disk = formatted(SimDisk::sparse(48 << 20, seed));
+        let mut bench = Bench::open(disk.clone(), seed);
+        bench.settle();
+        let mut rng = Rng(seed);
+        let mut end = 0;
+        let mut submit = |bench: &mut Bench, blocks: u32| {
+            end += 1;
+            let t = appended(pg(0), end - 1, vec![write(end, object(pg(0), end), 0, bytes(end, blocks))]);
+            bench.store.submit(t)
+        };
+        for _ in 0..rng.below(30) {
+            submit(&mut bench, 20 + rng.below(60) as u32);
+            (0..rng.below(6)).for_each(|_| {
+                bench.step();
+            });
+        }
+        assert!(bench.store.usage().available() > 20 << 20);
+        disk.inject(Injection::Full(true));
+        // Half of what is written ahead.
+        for _ in 0..4 {
+            submit(&mut bench, 32);
+        }
+        bench.settle();
+        assert!(!bench.outputs.iter().any(|output| matches!(output, Output::Rejected { .. })), "seed {seed}");
+        while bench.outputs.iter().all(|output| matches!(output, Output::Persisted { .. })) {
+            submit(&mut bench, 32);
+            bench.settle();
+        }
+        let available = bench.store.usage().available();
+        assert!(bench.store.knows_room() && available < 4 << 20, "seed {seed}: {available}");
+    }
 }
