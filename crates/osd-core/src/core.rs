@@ -281,7 +281,12 @@ impl OsdCore {
     /// The store has room for writes, or has none.
     pub fn handle_space(&mut self, now: Time, full: bool) {
         self.now = self.now.max(now);
-        self.full = full;
+        if std::mem::replace(&mut self.full, full) != full && !self.stopped {
+            // Whoever sends data here learns it at once, not with the next heartbeat.
+            for osd in self.peers.watched().collect::<Vec<_>>() {
+                self.say_beat(osd);
+            }
+        }
     }
 
     /// When `handle_timeout` is due; `None` while this OSD has nothing of any group.

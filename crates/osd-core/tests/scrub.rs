@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cairn_osd_core::{Config, ConnId, OsdCore, Output, ReadFailure, Time, Transaction};
 use cairn_types::io::{BlockState, ClientOp, ClientReply, ClientRequest, ReadData, Refusal, ReplyBody};
 use cairn_types::map::{ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, VolumeFence};
-use cairn_types::peer::{EntryOp, PeerMessage, PgState, RunContent};
+use cairn_types::peer::{EntryOp, PeerMessage, PgMessage, PgState, Run, RunContent};
 use cairn_types::scrub::{BlockCopy, Damage, DamagedBlock, ScrubOutcome};
 use cairn_types::{
     BLOCK_SIZE, ConfVersion, Epoch, Generation, Incarnation, ObjectId, OsdId, PgId, PoolId, RequestId, SessionId,
@@ -101,6 +101,9 @@ struct Cluster {
     replies: BTreeMap<u64, ClientReply>,
     outcomes: Vec<ScrubOutcome>,
     sent: u64,
+    /// What becomes of a message on its way; not 0 where it is another one now.
+    lie: fn(&mut PeerMessage) -> u32,
+    lies: BTreeSet<u32>,
 }
 
 fn map() -> ClusterMap {
@@ -161,6 +164,8 @@ impl Cluster {
             replies: BTreeMap::new(),
             outcomes: Vec::new(),
             sent: 0,
+            lie: |_| 0,
+            lies: BTreeSet::new(),
         };
         for id in ALL {
             let config = Config { log_entries: 8, ..Config::new(OsdId(id), Incarnation(1), Epoch(1)) };
@@ -185,7 +190,8 @@ impl Cluster {
             }
             self.drain(id);
         }
-        while let Some((from, to, message)) = self.wire.pop_front() {
+        while let Some((from, to, mut message)) = self.wire.pop_front() {
+            self.lies.insert((self.lie)(&mut message));
             self.cores.get_mut(&to).unwrap().handle_peer(self.now, OsdId(from), Incarnation(1), message);
             self.drain(to);
         }
@@ -430,4 +436,57 @@ fn writes_go_on_and_are_not_taken_for_damage() {
         let outcome = cluster.outcomes.pop().unwrap();
         assert_eq!(counts(&outcome), (1, 1, 0), "round {round}");
     }
+}
+
+/// A peer that answers nonsense, as long as a number can be, is not believed and breaks nothing.
+#[test]
+fn answers_beyond_every_bound_are_no_answers() {
+    let mut cluster = Cluster::new();
+    cluster.write(0, 0, block(1));
+    (0..100).for_each(|_| cluster.step(10));
+    let order = cluster.order(true);
+    cluster.rot(1, 0, 0);
+    cluster.ask(ClientOp::Read { object: object(0), offset: 0, len: BLOCK_SIZE });
+    let (mut found, mut pulled) = (0, 0);
+    for _ in 0..600 {
+        cluster.lie = |message| {
+            let PeerMessage::Pg { body, .. } = message else { return 0 };
+            match body {
+                PgMessage::ScrubFound(found) => {
+                    found.objects = vec![(object(0), vec![BlockCopy::Lost; (1 << 20) + 1])];
+                    1
+                }
+                PgMessage::PullReply { runs, .. } => {
+                    *runs = Some(vec![Run { offset: u32::MAX - 4095, len: 8192, content: RunContent::Zero }]);
+                    2
+                }
+                _ => 0,
+            }
+        };
+        cluster.step(10);
+        found += u32::from(cluster.lies.contains(&1));
+        pulled += u32::from(cluster.lies.contains(&2));
+    }
+    assert!(found > 0 && pulled > 0 && cluster.outcomes.is_empty());
+    assert_eq!(cluster.landed(), BTreeSet::new());
+    cluster.lie = |_| 0;
+    cluster.until("the end of the scrub", |cluster| cluster.outcomes.iter().any(|outcome| outcome.order == order));
+    assert_eq!(cluster.landed(), [(1, 0, 0)].into());
+}
+
+/// Reads of a block that nobody has now are as many as any requests, and no more.
+#[test]
+fn reads_that_wait_for_a_missing_block_are_bounded() {
+    let mut cluster = Cluster::new();
+    cluster.write(0, 0, block(1));
+    cluster.rot(1, 0, 0);
+    let most = Config::new(OsdId(1), Incarnation(1), Epoch(1)).requests_per_pg;
+    for _ in 0..most + 10 {
+        cluster.ask(ClientOp::Read { object: object(0), offset: 0, len: BLOCK_SIZE });
+    }
+    let busy = cluster.replies.values().filter(|reply| reply.result == Err(Refusal::Busy)).count();
+    assert!(busy >= 10, "{busy}");
+    let all = cluster.sent;
+    cluster.until("all answers", |cluster| cluster.replies.len() as u64 == all);
+    assert!(cluster.replies.values().all(|reply| reply.result.is_ok() || reply.result == Err(Refusal::Busy)));
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cairn_osd_core::{InspectToken, ListToken, OsdCore, Output, PersistToken, ReadToken, Time};
 use cairn_rpc::Address;
-use cairn_store::{Rejection, Store, Token};
+use cairn_store::{Rejection, Store, Token, Usage};
 use cairn_types::map::ClusterMap;
 use cairn_types::scrub::ScrubOutcome;
 use cairn_types::{Incarnation, OsdId};
@@ -83,11 +83,14 @@ impl Shard {
         poll: Poll,
         network: Network,
         store: Store,
-        core: OsdCore,
+        mut core: OsdCore,
         disk_io: DiskIo,
         inbox: Arc<Inbox>,
         ask: mpsc::Sender<Question>,
     ) -> Self {
+        // Nothing is let in before there is known to be room for it.
+        let told_full = is_full(&store.usage(), false);
+        core.handle_space(now(), told_full);
         Self {
             own,
             poll,
@@ -100,7 +103,7 @@ impl Shard {
             purposes: BTreeMap::new(),
             requests: Requests::counted(Figures::on_page()),
             told: None,
-            told_full: false,
+            told_full,
             stopping: None,
         }
     }
@@ -322,11 +325,19 @@ impl Shard {
     /// Tells the core whether there is room, and the metadata service how much is used.
     fn tell(&mut self, now: Time) {
         let usage = self.store.usage();
-        let full = usage.available() < RESERVE.max(usage.capacity / RESERVE_PART).min(usage.capacity / 4);
+        let full = is_full(&usage, self.told_full);
         if full != self.told_full {
             self.told_full = full;
-            tracing::warn!(full, available = usage.available(), "room for writes");
+            let available = usage.available();
+            if full {
+                tracing::warn!(available, "no room: writes and fills are refused, reads, deletes and discards go on");
+            } else {
+                tracing::info!(available, "there is room for writes");
+            }
             self.core.handle_space(now, full);
+        }
+        if !self.store.knows_room() {
+            return;
         }
         if self.told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
             self.told = Some(Instant::now());
@@ -351,6 +362,13 @@ impl Shard {
         }
         Ok(())
     }
+}
+
+/// Whether new data is refused. Once it is, somewhat more room is wanted before it is taken again, so that an OSD at
+/// the edge does not change its mind with every delete.
+fn is_full(usage: &Usage, already: bool) -> bool {
+    let least = RESERVE.max(usage.capacity / RESERVE_PART).min(usage.capacity / 4);
+    usage.available() < if already { least + least / 8 } else { least }
 }
 
 fn note_scrub(outcome: &ScrubOutcome) {

@@ -18,7 +18,7 @@ use cairn_types::io::ReplyBody;
 use cairn_types::map::{ClusterMap, PgConfig};
 use cairn_types::peer::PeerMessage;
 use cairn_types::scrub::ScrubOutcome;
-use cairn_types::{Epoch, Incarnation, ObjectId, OsdId, PgId, RequestId};
+use cairn_types::{BLOCK_SIZE, Epoch, Incarnation, ObjectId, OsdId, PgId, RequestId};
 
 use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
 use crate::caller::Caller;
@@ -333,6 +333,9 @@ impl OsdHost {
             assert!(self.ill, "a disk that keeps its promises loads: {damaged:?}");
             bus.stats.sometimes("a damaged group is filled anew");
         }
+        let mut core = core;
+        self.told_full = self.medium.is_full();
+        core.handle_space(self.local(bus.now), self.told_full);
         self.core = Some(core);
         bus.say(|| format!("osd {} is {id} i{}", self.index, reply.incarnation));
         self.watch(bus);
@@ -779,13 +782,19 @@ fn note_peer(bus: &mut Bus, message: &PeerMessage) {
         PgMessage::LogEntries { .. } => 7,
         PgMessage::Align { .. } => 8,
         PgMessage::StartRecovery(start) => {
-            match start.missing {
-                cairn_types::peer::Missing::Blocks(_) => bus.stats.sometimes("a delta recovery"),
+            match &start.missing {
+                cairn_types::peer::Missing::Blocks(blocks) => {
+                    bus.stats.dirty_blocks += blocks.iter().map(|(_, set)| u64::from(set.count())).sum::<u64>();
+                    bus.stats.sometimes("a delta recovery");
+                }
                 cairn_types::peer::Missing::Everything => bus.stats.sometimes("a fill from nothing"),
             }
             9
         }
-        PgMessage::Push(_) => 10,
+        PgMessage::Push(push) => {
+            bus.stats.pushed_blocks += push.runs.iter().map(|run| u64::from(run.len / BLOCK_SIZE)).sum::<u64>();
+            10
+        }
         PgMessage::PushAck { .. } => 11,
         PgMessage::Pull { .. } => 12,
         PgMessage::PullReply { .. } => 13,

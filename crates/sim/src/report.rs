@@ -27,6 +27,10 @@ pub struct Stats {
     pub failovers: u64,
     /// Flushes that completed.
     pub flushes: u64,
+    /// Blocks that members on their way back were told to be dirty.
+    pub dirty_blocks: u64,
+    /// Blocks that were sent to them, or to others that were filled.
+    pub pushed_blocks: u64,
     /// Nanoseconds simulated.
     pub simulated: u64,
     /// Nanoseconds that the slowest client operation took.
@@ -47,6 +51,8 @@ impl Stats {
         self.dropped += other.dropped;
         self.failovers += other.failovers;
         self.flushes += other.flushes;
+        self.dirty_blocks += other.dirty_blocks;
+        self.pushed_blocks += other.pushed_blocks;
         self.simulated += other.simulated;
         self.slowest = self.slowest.max(other.slowest);
         for (kind, count) in &other.faults {

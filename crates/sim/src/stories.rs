@@ -92,6 +92,7 @@ impl<'a> Words<'a> {
             "hot-heir" => Pick::HotHeir(self.number()),
             "source" => Pick::Source,
             "joiner" => Pick::Joiner,
+            "osd" => Pick::Index(self.number()),
             other => panic!("`{}`: `{other}` is no OSD", self.line),
         }
     }
@@ -289,4 +290,22 @@ fn some_seeds_on_the_store_and_on_its_model() {
     assert!(summary.stats.failovers >= 30 && summary.stats.ops >= 30 * 500, "{}", summary.to_text());
     let summary = run_many(1, 20, &Options { model: true, ..Options::default() });
     assert!(summary.failures.is_empty(), "{}", summary.to_text());
+}
+
+/// What a rejoin copies is what was written meanwhile, and little more.
+#[test]
+fn a_rejoin_copies_what_was_dirtied() {
+    let (mut dirty, mut pushed) = (0, 0);
+    for seed in 1..=SEEDS {
+        let fault = |at| Fault::Kill { osd: Pick::Index(at), power: false, back: 5 * SECOND, exited: Some(5 * MS) };
+        let plan = vec![(2 * SECOND, fault(1)), (10 * SECOND, fault(3))];
+        let options = Options { safety: 16 * SECOND, ..Options::default() };
+        let report = run_plan(seed, options, Some(plan));
+        assert_eq!(report.failure, None, "seed {seed}");
+        assert!(!report.stats.sometimes.contains_key("a fill from nothing"));
+        dirty += report.stats.dirty_blocks;
+        pushed += report.stats.pushed_blocks;
+    }
+    println!("{dirty} blocks dirtied while somebody was away, {pushed} copied: {:.2}", pushed as f64 / dirty as f64);
+    assert!(dirty > 100 && pushed * 10 <= dirty * 11, "{pushed} blocks copied for {dirty} that were dirtied");
 }

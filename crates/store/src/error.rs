@@ -18,6 +18,11 @@ pub enum Error {
         /// Whose.
         cluster: uuid::Uuid,
     },
+    /// The device was in use, and neither copy of its superblock is whole.
+    #[error(
+        "this device was in use, and both copies of its superblock are corrupt; replace this OSD, its peers have the data"
+    )]
+    CorruptSuperblock,
     /// The device holds something that is not ours.
     #[error(
         "this device is not blank (byte {at} is not zero): it may hold a filesystem or a partition table; wipe its \
@@ -52,6 +57,15 @@ pub enum Error {
         expected: u32,
         /// What the bytes give.
         found: u32,
+    },
+    /// The newest superblock is gone, and what the one before it leads to is not whole any more.
+    #[error(
+        "the newest copy of the superblock is corrupt, and block {block} of the index that the older one leads to was \
+         used again since; replace this OSD, its peers have the data"
+    )]
+    StaleSuperblock {
+        /// Which.
+        block: u64,
     },
     /// Two rows, or a row and a node, claim the same block, or one outside the area.
     #[error("the index is corrupt: block {block} is claimed twice or does not exist")]

@@ -13,6 +13,9 @@ pub const MIN_RING: u64 = 1 << 20;
 /// The smallest area.
 pub const MIN_AREA: u64 = 4 << 20;
 
+/// Blocks of the area that are written at once, at most.
+const FIRST_BLOCKS: u64 = 1024;
+
 /// How to format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormatOptions {
@@ -55,6 +58,13 @@ pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<(), Error> {
         disk.write_at(REGIONS_START + at, &[zeros.slice(..len as usize)])?;
         at += len;
     }
+    let mut written_through = area_start / 4096;
+    if disk.wants_prewrite() {
+        // Room for the index, whatever becomes of the filesystem below.
+        let blocks = (area_len / 4096 / 128).clamp(64, FIRST_BLOCKS).min(zeros.len() as u64 / 4096);
+        disk.write_at(area_start, &[zeros.slice(..blocks as usize * 4096)])?;
+        written_through += blocks;
+    }
     disk.sync()?;
     let superblock = Superblock {
         sequence: 1,
@@ -69,7 +79,7 @@ pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<(), Error> {
             prev_crc: 0,
             root: None,
             number: 0,
-            written_through: area_start / 4096,
+            written_through,
             durable_lsn: 0,
         },
     };
@@ -94,12 +104,22 @@ fn check_blank(disk: &dyn Disk) -> Result<(), Error> {
 /// The newest valid superblock; `None` when there is none.
 ///
 /// # Errors
-/// When the disk fails, or holds a superblock that this program must not use.
+/// When the disk fails, or holds a superblock that this program must not use, or was in use and has none any more.
 pub fn read_superblock(disk: &dyn Disk) -> Result<Option<Superblock>, Error> {
     let mut newest: Option<Superblock> = None;
+    let mut unreadable = None;
+    let mut marks = Vec::new();
     for copy in COPIES {
         let mut block = vec![0; 4096];
-        disk.read_at(copy, &mut block)?;
+        match disk.read_at(copy, &mut block) {
+            Ok(()) => marks.push((block.starts_with(&MAGIC.to_le_bytes()), block.iter().any(|byte| *byte != 0))),
+            // A bad sector is as bad as a rotten one, and is whole again when it is written.
+            Err(error @ cairn_disk::Error::Io { .. }) => {
+                unreadable = Some(error);
+                continue;
+            }
+            Err(error) => return Err(Error::Disk(error)),
+        }
         let decoded = Superblock::decode(&block)
             .map_err(|malformed| Error::Malformed { place: format!("the superblock at byte {copy}"), malformed })?;
         if let Some(superblock) = decoded
@@ -112,8 +132,19 @@ pub fn read_superblock(disk: &dyn Disk) -> Result<Option<Superblock>, Error> {
         Some(superblock) if superblock.device_len > disk.len() => {
             Err(Error::TooSmall { found: disk.len(), needed: superblock.device_len })
         }
-        newest => Ok(newest),
+        Some(superblock) => Ok(Some(superblock)),
+        None => match unreadable {
+            _ if marks.len() == COPIES.len() && !was_in_use(&marks) => Ok(None),
+            Some(error) if !marks.iter().any(|(ours, _)| *ours) => Err(Error::Disk(error)),
+            _ => Err(Error::CorruptSuperblock),
+        },
     }
+}
+
+/// Copy A is written only when B was whole: with anything in A and our mark on either, this is no device whose format
+/// was cut short. Per copy: our mark stands there, anything does.
+fn was_in_use(marks: &[(bool, bool)]) -> bool {
+    marks.iter().any(|(ours, _)| *ours) && marks.first().is_some_and(|(_, anything)| *anything)
 }
 
 /// Writes a superblock to its slot and makes it durable.

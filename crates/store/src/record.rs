@@ -127,7 +127,10 @@ pub(crate) struct Piece {
 pub(crate) enum PieceTo {
     Absent,
     Zero,
-    Lost,
+    /// The bytes rotted in an earlier record; the place stays theirs.
+    Lost {
+        at: u64,
+    },
     /// The bytes are in the record, from this block of it on; they are to be copied to `at` later.
     Inline {
         at: u64,
@@ -361,7 +364,7 @@ pub(crate) fn encode_pieces(pieces: &[Piece], w: &mut Writer) {
         match piece.to {
             PieceTo::Absent => w.u8(0),
             PieceTo::Zero => w.u8(1),
-            PieceTo::Lost => w.u8(2),
+            PieceTo::Lost { at } => w.u8(2).u64(at),
             PieceTo::Inline { at, record_block } => w.u8(3).u64(at).u32(record_block),
             PieceTo::Placed { at } => w.u8(4).u64(at),
         };
@@ -376,7 +379,7 @@ fn decode_pieces(r: &mut Reader<'_>) -> Result<Vec<Piece>, Malformed> {
         let to = match r.u8("piece kind")? {
             0 => PieceTo::Absent,
             1 => PieceTo::Zero,
-            2 => PieceTo::Lost,
+            2 => PieceTo::Lost { at: r.u64("place")? },
             3 => PieceTo::Inline { at: r.u64("place")?, record_block: r.u32("record block")? },
             4 => PieceTo::Placed { at: r.u64("place")? },
             kind => return Err(Malformed::Value { field: "piece kind", value: kind.into() }),
@@ -446,6 +449,7 @@ mod tests {
         let image = |pieces: Vec<Piece>, remove| Image { object: object(), remove, pieces, crcs: Vec::new() };
         let inline = Piece { block: 2, count: 2, to: PieceTo::Inline { at: 900, record_block: 1 } };
         let placed = Piece { block: 4, count: 1, to: PieceTo::Placed { at: 905 } };
+        let lost = Piece { block: 5, count: 2, to: PieceTo::Lost { at: 906 } };
         let txn = TxnImage {
             scope: Some(PgId { pool: PoolId(1), index: 9 }),
             relog: Some(Origin { lsn: 3, index: 1 }),
@@ -456,7 +460,7 @@ mod tests {
                 (Arc::new(entry), image(vec![inline], false)),
                 (Arc::new(zero), image(vec![Piece { block: 0, count: 1, to: PieceTo::Absent }], false)),
             ],
-            direct: vec![Image { crcs: vec![77], ..image(vec![placed], false) }, image(Vec::new(), true)],
+            direct: vec![Image { crcs: vec![77], ..image(vec![placed, lost], false) }, image(Vec::new(), true)],
             trim: Some(0),
             attributes: vec![(Bytes::from_static(b"k"), None), (Bytes::from_static(b"l"), Some(Bytes::new()))],
             dropped: Some((Origin { lsn: 1, index: 0 }, 2)),

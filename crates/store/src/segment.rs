@@ -21,8 +21,12 @@ pub enum Block {
     Absent,
     /// Explicit zeros.
     Zero,
-    /// Was acknowledged here, but its bytes are known to be bad: repair from a peer.
-    Lost,
+    /// Was acknowledged here, but its bytes are known to be bad: repair from a peer. It keeps its place, because what
+    /// was logged later takes it for granted.
+    Lost {
+        /// Block number on the device.
+        at: u64,
+    },
     /// Bytes on the medium.
     Data {
         /// Block number on the device.
@@ -33,12 +37,21 @@ pub enum Block {
 }
 
 impl Block {
-    /// Where its bytes lie, if it has any.
+    /// The place it holds, if it has one.
     #[must_use]
     pub fn at(self) -> Option<u64> {
         match self {
+            Self::Data { at, .. } | Self::Lost { at } => Some(at),
+            Self::Absent | Self::Zero => None,
+        }
+    }
+
+    /// Where its bytes lie, if it has any that are worth reading.
+    #[must_use]
+    pub fn readable_at(self) -> Option<u64> {
+        match self {
             Self::Data { at, .. } => Some(at),
-            _ => None,
+            Self::Absent | Self::Zero | Self::Lost { .. } => None,
         }
     }
 }
@@ -73,7 +86,7 @@ impl Segment {
             let state = match block {
                 Block::Absent => 0u8,
                 Block::Zero => 1,
-                Block::Lost => 2,
+                Block::Lost { .. } => 2,
                 Block::Data { .. } => 3,
             };
             states[i / 4] |= state << (i % 4 * 2);
@@ -137,18 +150,16 @@ impl Segment {
         }
         let mut segment = Self::default();
         for (i, block) in segment.blocks.iter_mut().enumerate() {
+            let mut place = || places.remove(&(i as u64)).ok_or(Malformed::Short("extents"));
             *block = match states[i / 4] >> (i % 4 * 2) & 3 {
                 0 => Block::Absent,
                 1 => Block::Zero,
-                2 => Block::Lost,
-                _ => {
-                    let at = places.remove(&(i as u64)).ok_or(Malformed::Short("extents"))?;
-                    Block::Data { at, crc: r.u32("block checksum")? }
-                }
+                2 => Block::Lost { at: place()? },
+                _ => Block::Data { at: place()?, crc: r.u32("block checksum")? },
             };
         }
         if let Some((block, _)) = places.first_key_value() {
-            return Err(Malformed::Value { field: "extent of a block without data", value: *block });
+            return Err(Malformed::Value { field: "extent of a block without a place", value: *block });
         }
         r.finish()?;
         Ok(segment)
@@ -210,12 +221,12 @@ mod tests {
     fn segments_survive_the_trip() {
         let mut segment = Segment::default();
         segment.blocks[0] = Block::Zero;
-        segment.blocks[1] = Block::Lost;
+        segment.blocks[1] = Block::Lost { at: 77 };
         for i in 5..20u64 {
             segment.blocks[i as usize] = Block::Data { at: 0x0102_0304_0500 + i, crc: i as u32 };
         }
         segment.blocks[63] = Block::Data { at: 9, crc: 1 };
-        assert_eq!(segment.extents().len(), 2);
+        assert_eq!(segment.extents().len(), 3);
         let bytes = segment.encode();
         assert_eq!(Segment::decode(&bytes).unwrap(), segment);
         assert!(Segment::decode(&bytes[..bytes.len() - 1]).is_err());

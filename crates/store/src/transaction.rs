@@ -124,10 +124,10 @@ pub struct ReadFailure {
 /// Why a transaction was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// No room for its data, even when everything that is freed comes back.
+    /// No room for its data, or for zeros where nothing was, even when everything that is freed comes back.
     #[error("no space left on the device for {blocks} blocks of 4 KiB")]
     NoSpace {
-        /// What it needs.
+        /// What it needs at most.
         blocks: u64,
     },
     /// It does not continue the log, or goes below the commit point. A bug of the caller.

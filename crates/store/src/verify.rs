@@ -243,9 +243,10 @@ impl<'a> Check<'a> {
             let offset = offset_of(number, slot);
             let (at, crc) = match *block {
                 Block::Absent | Block::Zero => continue,
-                Block::Lost => {
+                Block::Lost { at } => {
                     self.report.bad_blocks += 1;
-                    let what = "known to be lost; a peer has it".to_owned();
+                    let what =
+                        if self.live.mark(at) { "known to be lost; a peer has it".to_owned() } else { claimed(at) };
                     self.report.problem(Some(object.object()), Some(offset), what);
                     continue;
                 }

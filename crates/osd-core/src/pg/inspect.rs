@@ -112,25 +112,26 @@ impl Pg {
     pub(super) fn piece_inspected(&mut self, ctx: &mut Ctx<'_>, serial: u64, copies: &[BlockCopy]) {
         let Some(inspection) = self.inspection.as_mut().filter(|one| one.serial == serial) else { return };
         let Some(object) = inspection.todo.front().copied() else { return };
-        let (first, deep) = (inspection.blocks.len() as u32 * BLOCK_SIZE, inspection.ask.deep);
+        let (first, deep, since) = (inspection.blocks.len() as u32 * BLOCK_SIZE, inspection.ask.deep, inspection.at);
         inspection.blocks.extend(copies);
         if copies.is_empty() {
             // Beyond what the store can hold: nothing is there.
             inspection.blocks.resize((self.object_size / BLOCK_SIZE) as usize, BlockCopy::Absent);
         }
-        self.note_copies(object, first, copies, deep);
+        self.note_copies(object, first, copies, (deep, since));
         self.inspect_on(ctx);
     }
 
-    /// Rotten copies are missing from now on; a copy that was missing because it could not be read, and reads well
-    /// now, is missing no more.
-    fn note_copies(&mut self, object: ObjectId, first: u32, copies: &[BlockCopy], deep: bool) {
+    /// Rotten copies are missing from now on, unless a write has come over them since; a copy that was missing because it
+    /// could not be read, and reads well now, is missing no more.
+    fn note_copies(&mut self, object: ObjectId, first: u32, copies: &[BlockCopy], (deep, since): (bool, u64)) {
         if !self.config.isr.contains(&self.me) {
             return;
         }
         let offset = |i: usize| first + i as u32 * BLOCK_SIZE;
         let bad = copies.iter().enumerate().filter(|(_, copy)| !copy.is_good()).map(|(i, _)| offset(i));
-        let bad = bad.collect::<Vec<_>>();
+        let written = |at: &u32| self.log.after(since).any(|kept| kept.entry.op.touches(object, *at, BLOCK_SIZE));
+        let bad = bad.filter(|at| !written(at)).collect::<Vec<_>>();
         if !bad.is_empty() {
             self.note_rotten(object, &bad);
         }
@@ -141,8 +142,10 @@ impl Pg {
         for (i, copy) in copies.iter().enumerate().filter(|(i, copy)| copy.is_good() && suspected.contains(offset(*i)))
         {
             let at = offset(i);
-            let certain = self.logged_state(object, at) == copy.state() && self.open_entry(object, at).is_none();
-            if certain || !self.repair.is_disputed(object, at) {
+            let logged = self.logged_state(object, at);
+            let certain = logged == copy.state() || (logged.is_none() && self.repair.is_suspect(object, at));
+            // What an open entry brings may still be cut, and then what lies below it counts.
+            if certain && self.open_entry(object, at).is_none() {
                 self.missing.found_good(object, at, BLOCK_SIZE);
             }
         }
@@ -150,14 +153,20 @@ impl Pg {
 
     /// Blocks of this member of the in-sync set that cannot be read: fetched from others.
     pub(super) fn note_rotten(&mut self, object: ObjectId, offsets: &[u32]) {
+        self.miss_unreadable(object, offsets);
+        let mut set = BlockSet::default();
+        offsets.iter().for_each(|at| set.insert(*at, BLOCK_SIZE));
+        self.repair.wait_for(object, &set, None);
+    }
+
+    /// Blocks that cannot be read are missing from now on.
+    pub(super) fn miss_unreadable(&mut self, object: ObjectId, offsets: &[u32]) {
         let fresh = offsets.iter().copied().filter(|at| !self.missing.lacks(object, *at, BLOCK_SIZE));
         let fresh = fresh.collect::<Vec<_>>();
         if !fresh.is_empty() {
             self.missing.add(object, &fresh);
+            self.repair.suspects(object, &fresh);
         }
-        let mut set = BlockSet::default();
-        offsets.iter().for_each(|at| set.insert(*at, BLOCK_SIZE));
-        self.repair.wait_for(object, &set, None);
     }
 
     /// The primary found that this index is not what the log says. The own log decides.
@@ -178,8 +187,8 @@ impl Pg {
         };
         let offsets = mend.blocks.iter().filter(agreed).map(|(at, _)| *at).collect::<Vec<_>>();
         if self.config.isr.contains(&self.me) && !offsets.is_empty() {
-            offsets.iter().for_each(|at| self.repair.dispute(mend.object, *at));
             self.note_rotten(mend.object, &offsets);
+            offsets.iter().for_each(|at| self.repair.dispute(mend.object, *at));
         }
     }
 

@@ -153,7 +153,7 @@ impl Pg {
         if request.op.is_write() && primary.moves_waiter(conn, request.id) {
             return Ok(());
         }
-        if primary.requests() >= ctx.own.requests_per_pg {
+        if primary.requests() + self.repair.waiting() >= ctx.own.requests_per_pg {
             return Err(Refusal::Busy);
         }
         if !primary.is_active() || primary.cut_above.is_some() || held {
@@ -192,6 +192,10 @@ impl Pg {
                 (EntryOp::Write { object, offset, crcs }, data)
             }
             ClientOp::Zero { object, offset, len, unmap } => {
+                // Zeros are content, and stay in the index for good.
+                if !unmap && self.is_full(ctx) {
+                    return Err(Refusal::NoSpace);
+                }
                 (EntryOp::Zero { object, offset, len, unmap }, Bytes::new())
             }
             ClientOp::Read { .. } => unreachable!("reads are not ordered"),
@@ -246,7 +250,7 @@ impl Pg {
             && request.pg == self.id
     }
 
-    /// Some member has no room for data. Removals and zeros always go through.
+    /// Some member has no room for content. Removals and discards always go through.
     fn is_full(&self, ctx: &Ctx<'_>) -> bool {
         ctx.full || self.config.isr.iter().any(|osd| ctx.peers.is_full(*osd))
     }

@@ -90,7 +90,7 @@ impl Pg {
                 primary.ready.push(ReadyRead { conn: read.conn, id, after: 0, data, envelope });
             }
             Err(ReadFailure::Corrupt { offsets }) => {
-                self.missing.add(request.object, &offsets);
+                self.miss_unreadable(request.object, &offsets);
                 self.read_again(ctx, read);
             }
         }

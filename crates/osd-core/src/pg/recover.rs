@@ -214,7 +214,7 @@ impl Pg {
         let stage = match result {
             Ok(data) => Stage::Read { after: self.log.touched_by(object, offset, len).unwrap_or(0), data },
             Err(ReadFailure::Corrupt { offsets }) => {
-                self.missing.add(object, &offsets);
+                self.miss_unreadable(object, &offsets);
                 Stage::Waiting(Time(0))
             }
         };

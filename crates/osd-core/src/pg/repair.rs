@@ -11,7 +11,6 @@ use cairn_types::{BLOCK_SIZE, ConfVersion, ObjectId, OsdId};
 
 use super::inspect::InspectFor;
 use super::read::{ClientRead, as_runs};
-use super::store::crcs_match;
 use super::{Ctx, Durable, Pg, ReadFor, missing};
 use crate::Time;
 use crate::output::ReadFailure;
@@ -66,8 +65,9 @@ pub(super) struct Repair {
     jobs: BTreeMap<(ObjectId, u32), Job>,
     waiting: VecDeque<ClientRead>,
     serving: VecDeque<Serving>,
-    /// Blocks whose bytes are well, but which the log says to be others.
-    disputed: BTreeSet<(ObjectId, u32)>,
+    /// Blocks that are missing only because their bytes could not be read, in this life: if they can be read again, they
+    /// are what they were. Of no other missing block do good bytes say anything: they may be of an older write.
+    suspects: BTreeSet<(ObjectId, u32)>,
     next_id: u64,
     /// What is expected was looked up under this configuration.
     c: ConfVersion,
@@ -102,14 +102,24 @@ impl Repair {
         std::mem::take(&mut self.waiting)
     }
 
-    /// The log says that this block is something else than the index does.
-    pub(super) fn dispute(&mut self, object: ObjectId, at: u32) {
-        self.disputed.insert((object, at));
+    /// These are missing from now on because they cannot be read.
+    pub(super) fn suspects(&mut self, object: ObjectId, offsets: &[u32]) {
+        self.suspects.extend(offsets.iter().map(|at| (object, *at)));
     }
 
-    /// See [`Repair::dispute`].
-    pub(super) fn is_disputed(&self, object: ObjectId, at: u32) -> bool {
-        self.disputed.contains(&(object, at))
+    /// The log says that this block is something else than the index does: its own bytes are not wanted back.
+    pub(super) fn dispute(&mut self, object: ObjectId, at: u32) {
+        self.suspects.remove(&(object, at));
+    }
+
+    /// Missing only because it could not be read.
+    pub(super) fn is_suspect(&self, object: ObjectId, at: u32) -> bool {
+        self.suspects.contains(&(object, at))
+    }
+
+    /// Client reads that wait for missing blocks.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 }
 
@@ -133,7 +143,7 @@ impl Pg {
         }
         let missing = &self.missing;
         self.repair.jobs.retain(|(object, offset), job| missing.lacks(*object, *offset, job.len));
-        self.repair.disputed.retain(|(object, at)| missing.lacks(*object, *at, BLOCK_SIZE));
+        self.repair.suspects.retain(|(object, at)| missing.lacks(*object, *at, BLOCK_SIZE));
         self.ask_peers(ctx);
         self.answer_waiting(ctx);
     }
@@ -291,7 +301,7 @@ impl Pg {
         job.asked = None;
         job.wake = Time(0);
         job.refused.insert(from);
-        let runs = runs.filter(|runs| runs.iter().all(is_sound)).unwrap_or_default();
+        let runs = runs.filter(|runs| runs.iter().all(|run| self.is_sound_run(run))).unwrap_or_default();
         let expected = job.expected.clone().unwrap_or_default();
         let wrong = self.unexpected(object, offset, &expected, &runs);
         let unfit = |at| self.open_entry(object, at).is_some() || wrong.contains(&at);
@@ -343,13 +353,6 @@ impl Pg {
             let expected = job.expected.as_ref().and_then(|all| all.get(index)).map(|one| vec![*one]);
             self.repair.jobs.insert((object, at), Job { len: BLOCK_SIZE, expected, ..Job::default() });
         }
-    }
-}
-
-fn is_sound(run: &Run) -> bool {
-    match &run.content {
-        RunContent::Data { data, crcs } => data.len() == run.len as usize && crcs_match(data, crcs),
-        RunContent::Absent | RunContent::Zero => true,
     }
 }
 

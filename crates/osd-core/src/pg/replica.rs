@@ -4,7 +4,6 @@
 use cairn_types::peer::{LogPoint, LogReport, Logged, Missing, PgCommit, PgMessage, Push, RunContent, StartRecovery};
 use cairn_types::{ObjectId, OsdId};
 
-use super::store::crcs_match;
 use super::{Ctx, Durable, ListFor, Pg, fence, record};
 use crate::output::Output;
 use crate::planted::{Bug, planted};
@@ -127,6 +126,9 @@ impl Pg {
                 self.replica.gap = true;
                 break;
             }
+            if !logged.data.is_empty() && self.takes_nothing(ctx) {
+                break;
+            }
             let blind = planted(Bug::NoFenceAtReplica) || planted(Bug::NoFence);
             if seq > commit && !blind && fence::is_fenced(ctx.map, &logged.entry) {
                 self.refuse(ctx, attempt, commit, logged);
@@ -139,6 +141,12 @@ impl Pg {
             self.append(ctx, taken);
         }
         self.follow_commit(commit);
+    }
+
+    /// No room, and nobody's acknowledgement depends on this member: it waits for room before it comes nearer. A member
+    /// of the in-sync set takes what was ordered before the primary knew; there is room kept for that.
+    fn takes_nothing(&self, ctx: &Ctx<'_>) -> bool {
+        ctx.full && !self.config.isr.contains(&self.me)
     }
 
     fn may_follow(&self, logged: &Logged, end: LogPoint) -> bool {
@@ -307,11 +315,11 @@ impl Pg {
         if attempt != self.replica.attempt || !self.replica.aligned || early {
             return;
         }
-        let sound = push.runs.iter().all(|run| match &run.content {
-            RunContent::Data { data, crcs } => data.len() == run.len as usize && crcs_match(data, crcs),
-            RunContent::Absent | RunContent::Zero => true,
-        });
-        if !sound {
+        // Not taken, not acknowledged: the primary hears that there is no room, and begins again when there is.
+        if self.takes_nothing(ctx) && push.runs.iter().any(|run| !matches!(run.content, RunContent::Absent)) {
+            return;
+        }
+        if !push.runs.iter().all(|run| self.is_sound_run(run)) {
             return;
         }
         let again = push.id < self.replica.next_push;

@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_types::io::BlockState;
 use cairn_types::peer::{ObjectKey, PgMessage};
-use cairn_types::scrub::{BlockCopy, Damage, DamagedBlock, MAX_DAMAGED, Mend, ScrubAsk, ScrubFound, ScrubOutcome};
+use cairn_types::scrub::{
+    BlockCopy, Damage, DamagedBlock, MAX_DAMAGED, MAX_SCRUB_OBJECTS, Mend, ScrubAsk, ScrubFound, ScrubOutcome,
+};
 use cairn_types::{BLOCK_SIZE, ConfVersion, ObjectId, OsdId};
 
 use super::{Ctx, Pg};
@@ -240,7 +242,11 @@ impl Pg {
     pub(super) fn take_found(&mut self, ctx: &mut Ctx<'_>, from: OsdId, found: ScrubFound) {
         let Some(step) = self.scrub.run.as_mut().and_then(|run| run.step.as_mut()) else { return };
         // A list that ends before the end names something; what it describes is not ahead of this log.
-        let makes_sense = (found.end || !found.objects.is_empty()) && found.at <= self.log.end().seq();
+        let most = (self.object_size / BLOCK_SIZE) as usize;
+        let makes_sense = (found.end || !found.objects.is_empty())
+            && found.at <= self.log.end().seq()
+            && found.objects.len() <= MAX_SCRUB_OBJECTS
+            && found.objects.iter().all(|(_, blocks)| blocks.len() <= most);
         if step.ask.id != found.id || step.c != self.config.c || !makes_sense {
             return;
         }

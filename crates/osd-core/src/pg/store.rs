@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use cairn_types::peer::{EntryOp, LogPoint, Logged};
+use cairn_types::peer::{EntryOp, LogPoint, Logged, Run, RunContent};
 use cairn_types::{BLOCK_SIZE, Epoch};
 
 use super::log::Kept;
@@ -149,6 +149,19 @@ impl Pg {
             EntryOp::Zero { .. } | EntryOp::Remove { .. } => logged.data.is_empty(),
         };
         inside && data && logged.entry.op.object().pool == self.id.pool
+    }
+
+    /// The same of content.
+    pub(super) fn is_sound_run(&self, run: &Run) -> bool {
+        let inside = run.len > 0
+            && run.offset.is_multiple_of(BLOCK_SIZE)
+            && run.len.is_multiple_of(BLOCK_SIZE)
+            && run.offset.checked_add(run.len).is_some_and(|end| end <= self.object_size);
+        inside
+            && match &run.content {
+                RunContent::Data { data, crcs } => data.len() == run.len as usize && crcs_match(data, crcs),
+                RunContent::Absent | RunContent::Zero => true,
+            }
     }
 
     /// Whether an entry continues the log.

@@ -9,6 +9,7 @@ use cairn_types::peer::LogEntry;
 
 use super::view::{Wait, split};
 use super::{Delta, LogPosition, Planned, Row, Store};
+use crate::error::Error;
 use crate::key::{Key, Part, RowKey};
 use crate::planted::{Bug, planted};
 use crate::record::Origin;
@@ -253,7 +254,9 @@ impl Store {
         if planted(Bug::ReuseBeforeCheckpoint) && self.free.free_blocks() > 0 {
             return self.free.give(at, 1);
         }
-        self.quarantine.push(at);
+        if !self.quarantine.insert(at) {
+            self.fail(Error::CorruptExtent { block: at });
+        }
     }
 }
 

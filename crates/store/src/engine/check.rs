@@ -36,10 +36,11 @@ impl Store {
     ) -> Result<(Self, Vec<(ObjectId, u32)>), Error> {
         let shard = superblock.shard();
         let mut used = UsedMap::new(shard.area_start / 4096, shard.area_len / 4096);
-        let index = read_index(disk, superblock, &mut used)?;
+        let mut index = read_index(disk, superblock, &mut used)?;
+        let nodes = std::mem::take(&mut index.nodes);
         let mut store = Self::at_checkpoint(Config::default(), superblock.clone());
         store.adopt(index);
-        let lost = store.replay(disk, log, &mut used)?;
+        let lost = store.replay(disk, log, &mut used, &nodes)?;
         Ok((store, lost))
     }
 

@@ -12,7 +12,7 @@
 //!
 //! Slices of changed rows are merged as the writes of earlier ones complete, so that no turn of the loop takes long.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -52,7 +52,7 @@ pub(super) struct Run {
     finished: Option<(Option<NodeRef>, Vec<u64>)>,
     node_writes: u32,
     relogs: usize,
-    quarantine: Vec<u64>,
+    quarantine: BTreeSet<u64>,
     syncing: bool,
     superblock: Option<Superblock>,
 }
@@ -72,6 +72,12 @@ impl Store {
     pub(super) fn reserve_blocks(&self) -> u64 {
         let area = self.superblock.shard().area_len / 4096;
         (area / 64).clamp(128, 16 << 10).min(area / 4)
+    }
+
+    /// What is kept in any case. The other half of the reserve is for data that was let in before anybody knew that
+    /// there is no room: whoever asks [`Store::usage`] stops earlier.
+    pub(super) fn floor_blocks(&self) -> u64 {
+        self.reserve_blocks() / 2
     }
 
     /// Rows that differ from the durable index, and those that will when everything planned has taken effect.
@@ -102,6 +108,7 @@ impl Store {
         let position = self.ring.applied;
         let unchanged = position.lsn + 1 == self.superblock.checkpoint.next_lsn && self.dirty.is_empty();
         if unchanged && self.quarantine.is_empty() {
+            self.prewrite_may_retry();
             return;
         }
         let relogs = if planted(Bug::ForgetPending) { 0 } else { self.relog_pending(position.lsn) };
@@ -215,10 +222,11 @@ impl Store {
 
     /// A node found no free block. After a restart that says little: a file's blocks are given out only when they
     /// were written once, and what an earlier life wrote ahead is not known. More are written, or come back from a
-    /// discard; only where neither can help is this the end.
+    /// discard. Where the filesystem is full the checkpoint waits until it is not; otherwise this is the end.
     fn await_index_room(&mut self, run: &Run) {
         let more = nodes_for(run.rows.len() as u64 + 1);
-        if !self.prewrite_now(self.free.free_blocks() + more) && self.discarding == 0 {
+        let hope = self.prewrite_now(self.free.free_blocks() + more) || self.medium_is_full() || self.discarding > 0;
+        if !hope {
             self.fail(Error::NoIndexSpace);
         }
     }
@@ -270,7 +278,7 @@ impl Store {
         let mut released = nodes;
         for block in run.quarantine {
             if self.pins.contains_key(&block) || self.deferred.contains(block) {
-                self.quarantine.push(block);
+                self.quarantine.insert(block);
             } else {
                 released.push(block);
             }

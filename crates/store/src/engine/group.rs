@@ -240,7 +240,7 @@ fn delta_image(delta: &Delta, data: &mut Vec<Bytes>) -> Image {
         let to = match (change.to, change.inline, &change.data) {
             (Block::Absent, ..) => PieceTo::Absent,
             (Block::Zero, ..) => PieceTo::Zero,
-            (Block::Lost, ..) => PieceTo::Lost,
+            (Block::Lost { at }, ..) => PieceTo::Lost { at },
             (Block::Data { at, crc }, inline, bytes) => {
                 image.crcs.push(crc);
                 match bytes {
@@ -266,7 +266,9 @@ fn continues(last: &Piece, block: u32, to: PieceTo) -> bool {
         (PieceTo::Inline { at, record_block }, PieceTo::Inline { at: next, record_block: next_block }) => {
             at + n == next && record_block + last.count == next_block
         }
-        (PieceTo::Placed { at }, PieceTo::Placed { at: next }) => at + n == next,
+        (PieceTo::Placed { at }, PieceTo::Placed { at: next }) | (PieceTo::Lost { at }, PieceTo::Lost { at: next }) => {
+            at + n == next
+        }
         (a, b) => a == b,
     };
     same && last.block + last.count == block

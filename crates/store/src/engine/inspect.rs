@@ -41,7 +41,7 @@ impl Store {
         let copy = |(i, block): (usize, &Block)| match *block {
             Block::Absent => BlockCopy::Absent,
             Block::Zero => BlockCopy::Zero,
-            Block::Lost => BlockCopy::Lost,
+            Block::Lost { .. } => BlockCopy::Lost,
             Block::Data { crc, .. } if bad.binary_search(&((first + i as u32) * BLOCK_SIZE)).is_ok() => {
                 BlockCopy::Rotten { crc }
             }

@@ -322,7 +322,7 @@ pub struct Store {
     pins: BTreeMap<u64, u32>,
     reads: BTreeMap<u64, read::ReadRun>,
     free: Allocator,
-    quarantine: Vec<u64>,
+    quarantine: BTreeSet<u64>,
     /// The medium is told of freed blocks, and this many are on their way to it.
     discards: bool,
     discarding: u64,
@@ -374,8 +374,10 @@ impl Store {
     }
 
     /// Asks for a checkpoint, as soon as the one under way is done.
+    /// On a full filesystem it also looks whether there is room again.
     pub fn request_checkpoint(&mut self) {
         self.checkpoint_wanted = true;
+        self.prewrite_may_retry();
     }
 
     /// The next I/O to perform. Call it until `None` after everything that was handed in.
@@ -440,15 +442,23 @@ impl Store {
         &self.superblock.identity
     }
 
-    /// Room on the device.
+    /// Room on the device. What a sparse file has no blocks for yet counts only when writing ahead has shown, in this
+    /// life, that the filesystem below gives some: after a start nobody knows.
     #[must_use]
     pub fn usage(&self) -> Usage {
         let shard = self.superblock.shard();
-        let unwritten = if self.medium_is_full() { 0 } else { self.area_end() - self.written_through };
+        let unwritten = if self.medium_gives_room() { self.area_end() - self.written_through } else { 0 };
         let free = (self.free.free_blocks() + unwritten) * 4096;
         let frozen = self.checkpoint.as_ref().map_or(0, checkpoint::Run::quarantined);
         let reclaiming = ((self.quarantine.len() + frozen) as u64 + self.discarding) * 4096;
         Usage { capacity: shard.area_len, used: shard.area_len - free, reclaiming }
+    }
+
+    /// Whether [`Store::usage`] is more than a beginning: right after a start nobody knows what a full filesystem below
+    /// would refuse.
+    #[must_use]
+    pub fn knows_room(&self) -> bool {
+        self.medium_gives_room() || self.medium_is_full()
     }
 
     /// The first block after the area.

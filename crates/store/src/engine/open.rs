@@ -46,6 +46,8 @@ pub(super) struct IndexContent {
     attributes: BTreeMap<(Scope, Bytes), Bytes>,
     log: BTreeMap<(PgId, u64), LogEntry>,
     chunks: BTreeMap<RowKey, u16>,
+    /// Where its nodes lie.
+    pub(super) nodes: BTreeSet<u64>,
 }
 
 /// Opens a formatted device for use.
@@ -57,12 +59,15 @@ pub fn open(disk: &dyn Disk, config: Config) -> Result<Opened, Error> {
     let log = scan(disk, &superblock)?;
     let shard = superblock.shard();
     let mut used = UsedMap::new(shard.area_start / 4096, shard.area_len / 4096);
-    let index = read_index(disk, &superblock, &mut used)?;
+    let mut index = read_index(disk, &superblock, &mut used)?;
+    let nodes = std::mem::take(&mut index.nodes);
     superblock.sequence += 1;
-    superblock.mount += 1;
+    // Where a copy of the superblock rotted, the log knows later lives than the other one does.
+    let mounts = log.records.iter().map(|record| record.header.mount);
+    superblock.mount = mounts.fold(superblock.mount, u64::max) + 1;
     let mut store = Store::at_checkpoint(config, superblock);
     let mut kept = store.adopt(index);
-    let lost = store.replay(disk, &log, &mut used)?;
+    let lost = store.replay(disk, &log, &mut used, &nodes)?;
     store.finish_open(disk, used);
     write_superblock(disk, &store.superblock)?;
     let ids: Vec<PgId> = store.pgs.keys().copied().collect();
@@ -93,7 +98,10 @@ pub(super) fn read_index(disk: &dyn Disk, superblock: &Superblock, used: &mut Us
     };
     walk(disk, superblock.checkpoint.root, &mut |found| {
         let (key, value) = match found {
-            Found::Node(block) if used.mark(block) => return Ok(()),
+            Found::Node(block) if used.mark(block) => {
+                content.nodes.insert(block);
+                return Ok(());
+            }
             Found::Node(block) => return Err(Error::CorruptExtent { block }),
             Found::Row(key, value) => (key, value),
         };
@@ -156,7 +164,7 @@ fn pending_data(disk: &dyn Disk, pending: &Pending) -> Result<Option<Bytes>, Err
     let mut data = BytesMut::new();
     for change in &pending.delta.changes {
         match (change.to, &change.data) {
-            (Block::Lost, _) => return Ok(None),
+            (Block::Lost { .. }, _) => return Ok(None),
             (Block::Absent | Block::Zero, _) => {}
             (Block::Data { .. }, Some(bytes)) => data.extend_from_slice(bytes),
             (Block::Data { at, crc }, None) => {
@@ -230,7 +238,7 @@ impl Store {
             pins: BTreeMap::new(),
             reads: BTreeMap::new(),
             free: Allocator::default(),
-            quarantine: Vec::new(),
+            quarantine: BTreeSet::new(),
             discards: false,
             discarding: 0,
             written_through: checkpoint.written_through,

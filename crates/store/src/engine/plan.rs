@@ -70,6 +70,8 @@ struct Scratch {
     tip: BTreeMap<(Key, u16), Segment>,
     bottom: BTreeMap<(Key, u16), Segment>,
     fresh: u64,
+    /// Segments in which nothing was, and now are zeros: new rows of the index.
+    grown: u64,
 }
 
 impl Store {
@@ -158,8 +160,12 @@ impl Store {
                         let (view, fresh) = (&mut scratch.bottom, &mut scratch.fresh);
                         draft_data(&mut draft, run.offset, &self.aligned(data), crcs, small, view, fresh);
                     }
-                    RunContent::Absent => draft_state(&mut draft, run, Block::Absent, &mut scratch.bottom),
-                    RunContent::Zero => draft_state(&mut draft, run, Block::Zero, &mut scratch.bottom),
+                    RunContent::Absent => {
+                        draft_state(&mut draft, run, Block::Absent, &mut scratch.bottom, &mut scratch.grown);
+                    }
+                    RunContent::Zero => {
+                        draft_state(&mut draft, run, Block::Zero, &mut scratch.bottom, &mut scratch.grown);
+                    }
                 }
             }
             direct.push(draft);
@@ -167,7 +173,7 @@ impl Store {
         for object in &t.remove {
             direct.push(draft_remove(*object, &mut scratch.bottom));
         }
-        let places = self.take_fresh(scratch.fresh, rows)?;
+        let places = self.take_fresh(scratch.fresh, scratch.grown, rows)?;
         self.register(token, t, &log, Drafts { appended, direct, rows }, &places);
         Ok(())
     }
@@ -192,11 +198,19 @@ impl Store {
 
     /// Whether data goes through the record; otherwise it goes straight to its extent. What the record carries is
     /// bounded, and what pending entries hold in the log and in memory is bounded too.
+    ///
+    /// Where room is short, longer data goes through the record too: only so does what has a place already need no
+    /// other one.
     fn fits_inline(&self, len: usize, inline: u64) -> bool {
         let len = len as u64;
-        len <= self.config.inline_max as u64
+        (len <= self.config.inline_max as u64 || self.is_short_of_room())
             && inline + len <= self.record_max() / 2
             && self.pending_inline + inline + len <= self.ring.len / 8
+    }
+
+    fn is_short_of_room(&self) -> bool {
+        let unwritten = if self.medium_gives_room() { self.unwritten_blocks() } else { 0 };
+        self.free.free_blocks() + unwritten < self.reserve_blocks()
     }
 
     /// Bytes at which a record closes: several fit in the smallest log.
@@ -290,24 +304,28 @@ impl Store {
     }
 
     /// Fresh blocks for data, leaving the reserve alone, and as many as the next checkpoint needs for the rows that
-    /// wait for it and these. Without data nothing is refused: it waits for a checkpoint if need be, and goes alone
-    /// when nothing else waits.
-    fn take_fresh(&mut self, count: u64, rows: u64) -> Result<Vec<u64>, Stop> {
+    /// wait for it and these. Zeros where nothing was count as data: they need no blocks, but stay in the index for
+    /// good. Without either nothing is refused: it waits for a checkpoint if need be, and goes alone when nothing else
+    /// waits.
+    fn take_fresh(&mut self, count: u64, grown: u64, rows: u64) -> Result<Vec<u64>, Stop> {
         let waiting = self.waiting_rows();
         let nodes = if waiting == 0 { 0 } else { nodes_for(waiting + rows) };
-        let floor = if count == 0 { nodes } else { nodes.max(self.reserve_blocks()) };
-        if count + floor <= self.free.free_blocks() {
+        let needed = count + grown;
+        let floor = if needed == 0 { nodes } else { nodes.max(self.floor_blocks()) };
+        if needed + floor <= self.free.free_blocks() {
             let runs = self.free.take(count).ok_or(Stop::Wait)?;
             return Ok(runs.into_iter().flat_map(|(start, len)| start..start + len).collect());
         }
-        let available = self.usage().available() / 4096;
-        if count > 0 && count + self.reserve_blocks() > available {
-            return Err(Stop::Reject(Rejection::NoSpace { blocks: count }));
+        // What an unproven filesystem may give is waited for; it says soon enough.
+        let unproven = if self.medium_gives_room() || self.medium_is_full() { 0 } else { self.unwritten_blocks() };
+        let available = self.usage().available() / 4096 + unproven;
+        if needed > 0 && needed + self.floor_blocks() > available {
+            return Err(Stop::Reject(Rejection::NoSpace { blocks: needed }));
         }
         // More of a file is written if that is enough; otherwise a checkpoint gives back what was freed, and takes
         // the rows that wait.
-        let unwritten = self.area_end() - self.written_through;
-        if !self.prewrite_now(count + floor) || self.free.free_blocks() + unwritten < count + floor {
+        let unwritten = self.unwritten_blocks();
+        if !self.prewrite_now(needed + floor) || self.free.free_blocks() + unwritten < needed + floor {
             self.checkpoint_wanted = true;
         }
         Err(Stop::Wait)
@@ -486,14 +504,14 @@ fn encoded_estimate(t: &Transaction) -> u64 {
 fn draft_entry(entry: &LogEntry, data: &Bytes, small: bool, scratch: &mut Scratch) -> Draft {
     let object = entry.op.object();
     let mut draft = Draft { object, remove: false, changes: Vec::new() };
-    let (tip, fresh) = (&mut scratch.tip, &mut scratch.fresh);
+    let Scratch { tip, fresh, grown, .. } = scratch;
     match &entry.op {
         EntryOp::Write { offset, crcs, .. } => {
             draft_data(&mut draft, *offset, data, crcs, small, tip, fresh);
         }
         EntryOp::Zero { offset, len, unmap, .. } => {
             let (to, content) = (if *unmap { Block::Absent } else { Block::Zero }, RunContent::Zero);
-            draft_state(&mut draft, &Run { offset: *offset, len: *len, content }, to, tip);
+            draft_state(&mut draft, &Run { offset: *offset, len: *len, content }, to, tip, grown);
         }
         EntryOp::Remove { .. } => return draft_remove(object, tip),
     }
@@ -515,7 +533,7 @@ fn draft_data(
         let (segment, slot) = split(block);
         let now = &mut view.get_mut(&(key, segment)).expect("every touched segment was gathered").blocks[slot];
         let at = match *now {
-            Block::Data { at, .. } if small || planted(Bug::WriteInPlace) => at,
+            Block::Data { at, .. } | Block::Lost { at } if small || planted(Bug::WriteInPlace) => at,
             _ => {
                 *fresh += 1;
                 PROVISIONAL + *fresh - 1
@@ -528,11 +546,16 @@ fn draft_data(
     }
 }
 
-fn draft_state(draft: &mut Draft, run: &Run, to: Block, view: &mut BTreeMap<(Key, u16), Segment>) {
+fn draft_state(draft: &mut Draft, run: &Run, to: Block, view: &mut BTreeMap<(Key, u16), Segment>, grown: &mut u64) {
     let key = Key::new(draft.object);
-    for block in run.offset / BLOCK_SIZE..(run.offset + run.len) / BLOCK_SIZE {
+    let first = run.offset / BLOCK_SIZE;
+    for block in first..(run.offset + run.len) / BLOCK_SIZE {
         let (segment, slot) = split(block);
-        view.get_mut(&(key, segment)).expect("every touched segment was gathered").blocks[slot] = to;
+        let now = view.get_mut(&(key, segment)).expect("every touched segment was gathered");
+        if to == Block::Zero && (block == first || slot == 0) {
+            *grown += u64::from(now.is_absent());
+        }
+        now.blocks[slot] = to;
         draft.changes.push(BlockChange { block, to, data: None, inline: false });
     }
 }
@@ -553,7 +576,7 @@ fn draft_remove(object: ObjectId, view: &mut BTreeMap<(Key, u16), Segment>) -> D
 /// What a read says of a block.
 pub(super) fn state_of(block: Block) -> BlockState {
     match block {
-        Block::Absent | Block::Lost => BlockState::Absent,
+        Block::Absent | Block::Lost { .. } => BlockState::Absent,
         Block::Zero => BlockState::Zero,
         Block::Data { crc, .. } => BlockState::Data { crc },
     }

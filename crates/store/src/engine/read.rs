@@ -89,7 +89,7 @@ impl Store {
             }
         }
         for (slot, data) in blocks.iter().zip(&mut data) {
-            match slot.at() {
+            match slot.readable_at() {
                 None => *data = None,
                 Some(at) if data.is_none() => *data = self.deferred.get(at).cloned(),
                 Some(_) => {}
@@ -100,7 +100,7 @@ impl Store {
 
     pub(super) fn read_from_medium(&mut self, mut run: ReadRun) {
         let id = self.number().0;
-        let missing = |i: usize| run.data[i].is_none().then(|| run.blocks[i].at()).flatten();
+        let missing = |i: usize| run.data[i].is_none().then(|| run.blocks[i].readable_at()).flatten();
         let mut reads: Vec<(usize, Vec<u64>)> = Vec::new();
         for i in 0..run.blocks.len() {
             let Some(at) = missing(i) else { continue };
@@ -120,10 +120,23 @@ impl Store {
         let background = run.inspection;
         self.reads.insert(id, run);
         for (first, blocks) in reads {
-            blocks.iter().for_each(|at| *self.pins.entry(*at).or_default() += 1);
-            let (offset, len) = (blocks[0] * 4096, blocks.len() * 4096);
-            self.issue(IoOp::Read { offset, len }, Purpose::Data { read: id, first, blocks });
-            self.io.back_mut().expect("it was put there").background = background;
+            self.issue_read(id, first, blocks, background);
+        }
+    }
+
+    fn issue_read(&mut self, read: u64, first: usize, blocks: Vec<u64>, background: bool) {
+        blocks.iter().for_each(|at| *self.pins.entry(*at).or_default() += 1);
+        let (offset, len) = (blocks[0] * 4096, blocks.len() * 4096);
+        self.issue(IoOp::Read { offset, len }, Purpose::Data { read, first, blocks });
+        self.io.back_mut().expect("it was put there").background = background;
+    }
+
+    fn read_singly(&mut self, read: u64, first: usize, places: &[u64]) {
+        let Some(run) = self.reads.get_mut(&read) else { return };
+        run.left += places.len() as u32 - 1;
+        let background = run.inspection;
+        for (i, at) in places.iter().enumerate() {
+            self.issue_read(read, first + i, vec![*at], background);
         }
     }
 
@@ -139,6 +152,10 @@ impl Store {
         if let Err(error @ cairn_disk::Error::PoweredOff) = result {
             // That says nothing about the blocks.
             return self.fail(crate::Error::Disk(error));
+        }
+        if result.is_err() && places.len() > 1 {
+            // One bad block must not hide its neighbours.
+            return self.read_singly(read, first, places);
         }
         let Some(run) = self.reads.get_mut(&read) else { return };
         if let Ok(bytes) = result {
@@ -159,7 +176,7 @@ impl Store {
             let good = match (block, &run.data[i]) {
                 (Block::Absent | Block::Zero, _) => true,
                 (Block::Data { crc, .. }, Some(bytes)) => crc32c::crc32c(bytes) == *crc,
-                (Block::Lost, _) | (Block::Data { .. }, None) => false,
+                (Block::Lost { .. }, _) | (Block::Data { .. }, None) => false,
             };
             if !good {
                 run.bad.push((run.first + i as u32) * BLOCK_SIZE);

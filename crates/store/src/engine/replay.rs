@@ -54,6 +54,7 @@ impl Store {
         disk: &dyn Disk,
         log: &Log,
         used: &mut UsedMap,
+        nodes: &BTreeSet<u64>,
     ) -> Result<Vec<(ObjectId, u32)>, Error> {
         let steps = steps_of(log);
         let mut course = Course {
@@ -67,7 +68,7 @@ impl Store {
         };
         course.whole = course.is_whole(&steps)?;
         for step in &steps {
-            self.replay_step(step, &mut course, used)?;
+            self.replay_step(step, &mut course, used, nodes)?;
         }
         let scanned: u64 = log.records.iter().map(|record| u64::from(record.header.blocks) * 4096).sum();
         let ring = &mut self.ring;
@@ -83,7 +84,13 @@ impl Store {
         Ok(course.lost)
     }
 
-    fn replay_step(&mut self, step: &Step<'_>, course: &mut Course<'_>, used: &mut UsedMap) -> Result<(), Error> {
+    fn replay_step(
+        &mut self,
+        step: &Step<'_>,
+        course: &mut Course<'_>,
+        used: &mut UsedMap,
+        nodes: &BTreeSet<u64>,
+    ) -> Result<(), Error> {
         let scope = step.image.scope;
         let lsn = step.record.header.lsn;
         if scope.is_some_and(|pg| course.dropped.contains_key(&pg) && lsn > course.durable_lsn) {
@@ -126,6 +133,12 @@ impl Store {
             if !used.mark(at) && !used.is_used(at) {
                 return Err(Error::CorruptExtent { block: at });
             }
+            // Freed and used again within one replay: the superblock that let go of it has rotted. So it may be with
+            // a node, but that one is still needed.
+            if nodes.contains(&at) {
+                return Err(Error::StaleSuperblock { block: at });
+            }
+            self.quarantine.remove(&at);
         }
         if let Some(pg) = scope {
             self.check_follows(pg, &planned, lsn)?;
@@ -161,7 +174,7 @@ impl Store {
                 return Err(error.clone());
             }
         }
-        Ok(())
+        self.failed.clone().map_or(Ok(()), Err)
     }
 }
 
@@ -276,8 +289,9 @@ impl Course<'_> {
                         changes.push(BlockChange { block, to: Block::Zero, data: None, inline: false });
                         continue;
                     }
-                    PieceTo::Lost => {
-                        changes.push(BlockChange { block, to: Block::Lost, data: None, inline: false });
+                    PieceTo::Lost { at } => {
+                        let to = Block::Lost { at: at + u64::from(i) };
+                        changes.push(BlockChange { block, to, data: None, inline: false });
                         continue;
                     }
                 };
@@ -294,7 +308,7 @@ impl Course<'_> {
                 let good = bytes.as_ref().is_some_and(|bytes| crc32c::crc32c(bytes) == crc);
                 if checked && !good {
                     lost.push((image.object, block * BLOCK_SIZE));
-                    changes.push(BlockChange { block, to: Block::Lost, data: None, inline: false });
+                    changes.push(BlockChange { block, to: Block::Lost { at }, data: None, inline: false });
                 } else {
                     let data = bytes.filter(|_| good);
                     changes.push(BlockChange { block, to: Block::Data { at, crc }, data, inline });
@@ -312,7 +326,7 @@ impl Course<'_> {
     fn bytes_of(&self, step: &Step<'_>, to: PieceTo, count: u32) -> Result<Option<Bytes>, Error> {
         let header = &step.record.header;
         let offset = match to {
-            PieceTo::Absent | PieceTo::Zero | PieceTo::Lost => return Ok(None),
+            PieceTo::Absent | PieceTo::Zero | PieceTo::Lost { .. } => return Ok(None),
             // Durable bytes in their places are verified when they are read; there may be a great many.
             PieceTo::Placed { .. } if header.lsn <= self.durable_lsn => return Ok(None),
             PieceTo::Placed { at } => at * 4096,

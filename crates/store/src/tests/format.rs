@@ -193,7 +193,7 @@ fn entries_and_pieces_are_as_described() {
     let pieces = [
         ("absent", PieceTo::Absent, 0),
         ("zero", PieceTo::Zero, 0),
-        ("lost", PieceTo::Lost, 0),
+        ("lost", PieceTo::Lost { at: 1 }, 8),
         ("inline", PieceTo::Inline { at: 1, record_block: 2 }, 12),
         ("placed", PieceTo::Placed { at: 1 }, 8),
     ];
@@ -210,12 +210,13 @@ fn entries_and_pieces_are_as_described() {
 fn segments_and_keys_are_as_described() {
     let mut segment = Segment::default();
     segment.blocks[1] = Block::Zero;
-    segment.blocks[2] = Block::Lost;
+    segment.blocks[2] = Block::Lost { at: 4000 };
     segment.blocks[4] = Block::Data { at: 0x0102_0304, crc: 7 };
     segment.blocks[5] = Block::Data { at: 0x0102_0305, crc: 8 };
     let mut expected = vec![1, 0b10_01_00, 0b1111];
     expected.resize(17, 0);
-    expected.extend([1, 4, 2, 0, 0, 2, 0, 4, 3, 2, 1, 0, 0, 7, 0, 0, 0, 8, 0, 0, 0]);
+    expected.extend([2, 2, 1, 0, 0, 1, 0, 0xa0, 0x0f, 0, 0, 0, 0]);
+    expected.extend([4, 2, 0, 0, 2, 0, 4, 3, 2, 1, 0, 0, 7, 0, 0, 0, 8, 0, 0, 0]);
     assert_eq!(segment.encode(), expected);
 
     let tag = |words: &str| {

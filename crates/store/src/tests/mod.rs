@@ -1,6 +1,7 @@
 //! The engine against a model that could not be simpler, over a disk that loses what it may.
 
 mod basic;
+mod costs;
 mod crash;
 mod format;
 mod harness;
@@ -9,6 +10,7 @@ mod model;
 #[cfg(feature = "planted")]
 mod planted;
 mod random;
+mod rot;
 mod space;
 mod words;
 mod world;

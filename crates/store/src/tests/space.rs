@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use cairn_disk::{CrashPolicy, Injection, SimDisk};
-use cairn_types::PgId;
+use cairn_types::peer::EntryOp;
+use cairn_types::{ObjectId, PgId};
 
 use super::crash::seeds;
-use super::harness::{Bench, Rng, appended, bytes, formatted, object, pg, write, zero};
+use super::harness::{Bench, Rng, appended, bytes, data_run, formatted, object, pg, write, zero};
 use super::model::PgModel;
 use super::random::transaction;
 use super::world::contents;
@@ -77,7 +78,8 @@ impl Crowd {
         }
         for (token, t) in under_way {
             let answer = self.bench.answer(token);
-            let data = t.append.iter().any(|logged| !logged.data.is_empty()) || !t.content.is_empty();
+            let is_data = |op: &EntryOp| matches!(op, EntryOp::Write { .. } | EntryOp::Zero { unmap: false, .. });
+            let data = t.append.iter().any(|logged| is_data(&logged.entry.op)) || !t.content.is_empty();
             match answer {
                 Output::Persisted { .. } => {
                     self.taken_when_full += u32::from(self.refused > 0 && !data);
@@ -181,7 +183,7 @@ fn a_device_that_stays_full_takes_metadata_for_ever() {
             let name = vec![b'a' + rng.below(20) as u8];
             let attributes = vec![(name, Some(Bytes::from(vec![1; rng.below(3000) as usize])))];
             let (n, at) = (rng.below(4), rng.below(150) as u32);
-            let append = vec![zero(end + 1, object(id, n), at, 1, rng.chance(30))];
+            let append = vec![zero(end + 1, object(id, n), at, 1, true)];
             let trim = Some(end.saturating_sub(20));
             Transaction { append, attributes, trim, ..Transaction::new(id, end) }
         };
@@ -191,5 +193,121 @@ fn a_device_that_stays_full_takes_metadata_for_ever() {
             crowd = crowd.reopen(CrashPolicy::HARSH);
         }
         crowd.empty();
+    }
+}
+
+/// Zeros take no blocks, but rows: a full device refuses those that are new before the index's reserve is touched,
+/// and deletes bring everything back.
+#[test]
+fn zeros_where_nothing_was_count_as_data() {
+    let mut bench = Bench::new(1);
+    let p = pg(0);
+    let mut end = 0;
+    let mut next = |bench: &mut Bench, make: &mut dyn FnMut(u64) -> cairn_types::peer::Logged| {
+        let t = Transaction { trim: Some(end), ..appended(p, end, vec![make(end + 1)]) };
+        let token = bench.store.submit(t);
+        let answer = bench.answer(token);
+        assert_eq!(bench.store.failure(), None);
+        end += u64::from(matches!(answer, Output::Persisted { .. }));
+        answer
+    };
+    let data = object(p, 0);
+    for block in 0.. {
+        match next(&mut bench, &mut |seq| write(seq, data, block, bytes(seq, 1))) {
+            Output::Persisted { .. } => {}
+            Output::Rejected { reason: Rejection::NoSpace { .. }, .. } => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    let first = object(p, 1);
+    let objects = (first.index..).map(|index| ObjectId { index, ..first });
+    let inside = |object: &ObjectId| cairn_types::map::pg_index(object.hash(), super::harness::PG_COUNT) == p.index;
+    let mut zeroed = Vec::new();
+    for object in objects.filter(inside) {
+        match next(&mut bench, &mut |seq| zero(seq, object, 0, 4096, false)) {
+            Output::Persisted { .. } => zeroed.push(object),
+            Output::Rejected { reason: Rejection::NoSpace { .. }, .. } => break,
+            other => panic!("{other:?}"),
+        }
+        assert!(zeroed.len() < 1000, "zeros without end");
+    }
+    let again = |seq| zero(seq, data, 0, 64, false);
+    assert!(matches!(next(&mut bench, &mut { again }), Output::Persisted { .. }), "where data was there is room");
+    for object in zeroed {
+        let unmapped = next(&mut bench, &mut |seq| zero(seq, object, 0, 4096, true));
+        assert!(matches!(unmapped, Output::Persisted { .. }));
+    }
+    bench.persist(Transaction { remove: vec![data], ..Transaction::new(p, end) });
+    bench.checkpoint();
+    bench.checkpoint();
+    let usage = bench.store.usage();
+    assert!(usage.available() > usage.capacity * 9 / 10, "{usage:?}");
+}
+
+/// A filesystem that was full before the store on it began: there is no room until it is proven, nothing fails, and
+/// room is found when there is some.
+#[test]
+fn a_filesystem_that_is_full_from_the_start_is_survived() {
+    let disk = formatted(SimDisk::sparse(48 << 20, 1));
+    disk.inject(Injection::Full(true));
+    let mut bench = Bench::open(disk.clone(), 1);
+    assert!(!bench.store.knows_room() && bench.store.usage().available() < 1 << 20);
+    bench.settle();
+    assert!(bench.store.knows_room() && bench.store.usage().available() < 1 << 20);
+    let p = pg(0);
+    let push = |n: u64| Transaction {
+        content: vec![(object(p, 0), vec![data_run(0, bytes(n, 200))])],
+        ..Transaction::new(p, 0)
+    };
+    let token = bench.store.submit(push(1));
+    assert!(matches!(bench.answer(token), Output::Rejected { reason: Rejection::NoSpace { .. }, .. }));
+    for n in 0..40u8 {
+        let attributes = vec![(vec![n % 7], Some(Bytes::from(vec![n; 100])))];
+        bench.persist(Transaction { attributes, ..Transaction::new(p, 0) });
+        bench.checkpoint();
+    }
+    assert_eq!(bench.store.failure(), None);
+    disk.inject(Injection::Full(false));
+    bench.checkpoint();
+    let usage = bench.store.usage();
+    assert!(usage.available() > usage.capacity / 2, "{usage:?}");
+    bench.persist(push(2));
+}
+
+/// A filesystem that becomes full while data is on its way: what was let in while there seemed to be room finds its
+/// place, and then there is none.
+#[test]
+fn what_was_let_in_before_the_filesystem_was_full_finds_its_place() {
+    for seed in 0..20 {
+        let disk = formatted(SimDisk::sparse(48 << 20, seed));
+        let mut bench = Bench::open(disk.clone(), seed);
+        bench.settle();
+        let mut rng = Rng(seed);
+        let mut end = 0;
+        let mut submit = |bench: &mut Bench, blocks: u32| {
+            end += 1;
+            let t = appended(pg(0), end - 1, vec![write(end, object(pg(0), end), 0, bytes(end, blocks))]);
+            bench.store.submit(t)
+        };
+        for _ in 0..rng.below(30) {
+            submit(&mut bench, 20 + rng.below(60) as u32);
+            (0..rng.below(6)).for_each(|_| {
+                bench.step();
+            });
+        }
+        assert!(bench.store.usage().available() > 20 << 20);
+        disk.inject(Injection::Full(true));
+        // Half of what is written ahead.
+        for _ in 0..4 {
+            submit(&mut bench, 32);
+        }
+        bench.settle();
+        assert!(!bench.outputs.iter().any(|output| matches!(output, Output::Rejected { .. })), "seed {seed}");
+        while bench.outputs.iter().all(|output| matches!(output, Output::Persisted { .. })) {
+            submit(&mut bench, 32);
+            bench.settle();
+        }
+        let available = bench.store.usage().available();
+        assert!(bench.store.knows_room() && available < 4 << 20, "seed {seed}: {available}");
     }
 }
