@@ -137,11 +137,6 @@ impl ClientHost {
         bus.after(PULSE, Event::Timer { at: self.node(), life: 1, serial });
     }
 
-    /// It goes on writing to the end of the run.
-    pub(crate) fn write_on(&mut self) {
-        self.profile.writes_until = Nanos::MAX;
-    }
-
     /// Takes a volume, from whoever holds it; `shared`: beside whoever shares it already.
     pub(crate) fn take(&mut self, bus: &mut Bus, volume: VolumeId, shared: bool) {
         self.orphans.clear();

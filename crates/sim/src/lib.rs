@@ -58,6 +58,10 @@ pub struct Options {
     pub verbose: bool,
     /// OSDs that join only when the plan says so: the last ones.
     pub late: usize,
+    /// From then on clients only read; drawn from the seed where nothing is said.
+    pub writes_until: Option<u64>,
+    /// Log entries that an OSD keeps; likewise.
+    pub log_entries: Option<usize>,
     /// Nothing goes wrong, data only moves: no group may have fewer copies at any moment.
     pub steady: bool,
 }
@@ -75,6 +79,8 @@ impl Default for Options {
             model: false,
             verbose: false,
             late: 0,
+            writes_until: None,
+            log_entries: None,
             steady: false,
         }
     }

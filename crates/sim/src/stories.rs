@@ -1,14 +1,14 @@
 //! Named scenarios: what happens when, written down in `stories/*.txt`, each run with some seeds; every check of the
 //! simulation holds in each, and clients notice no more than the story allows. And: runs are deterministic.
 //!
-//! A line that begins with `story` names one; below it stand bounds (`slowest`, `sometimes`) and events, each with its
-//! time after the beginning. `+40ms*seed` shifts an event by a little more with every seed. `when joins 1`, `when
-//! fills 1` and `when returns 1` wait for the next such moment in the hot group of volume 1; `source` and `joiner` are
-//! who has part in it.
+//! A line that begins with `story` names one; below it stand bounds (`slowest`, `sometimes`), what the work is like
+//! (`quiet 8s`: only reads from then on; `log 8`: entries that a log keeps) and events, each with its time after the
+//! beginning. `+40ms*seed` shifts an event by a little more with every seed. `when joins 1`, `when fills 1` and `when
+//! returns 1` wait for the next such moment in the hot group of volume 1; `source` and `joiner` have part in it.
 
 use crate::bus::{MS, Nanos, SECOND};
 use crate::faults::{Fault, Ill, Moment, Pick, Ways, Whom};
-use crate::plan::Plan;
+use crate::plan::{Plan, START};
 use crate::{Options, run, run_many, run_plan};
 
 /// Each story runs with as many seeds.
@@ -19,6 +19,8 @@ struct Story {
     name: String,
     slowest: Option<Nanos>,
     sometimes: Vec<String>,
+    quiet: Option<Nanos>,
+    log: Option<usize>,
     events: Vec<String>,
 }
 
@@ -33,6 +35,8 @@ fn parse(text: &str) -> Vec<Story> {
         match line.split_once(' ') {
             Some(("slowest", bound)) => story.slowest = Some(time(bound, 0)),
             Some(("sometimes", what)) => story.sometimes.push(what.to_owned()),
+            Some(("quiet", from)) => story.quiet = Some(START + time(from, 0)),
+            Some(("log", entries)) => story.log = Some(entries.parse().expect("a number of log entries")),
             _ => story.events.push(line.to_owned()),
         }
     }
@@ -218,7 +222,8 @@ fn tell(text: &str) {
     let mut wrong = Vec::new();
     for story in parse(text) {
         let reports = (1..=SEEDS).map(|seed| {
-            let options = Options { safety: 16 * SECOND, ..Options::default() };
+            let writes_until = Some(story.quiet.unwrap_or(Nanos::MAX));
+            let options = Options { safety: 16 * SECOND, writes_until, log_entries: story.log, ..Options::default() };
             run_plan(seed, options, Some(plan(&story, seed)))
         });
         let reports = reports.collect::<Vec<_>>();

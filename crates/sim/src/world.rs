@@ -91,7 +91,9 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
-        let profile = Profile::draw(&mut rng.fork(3));
+        let mut profile = Profile::draw(&mut rng.fork(3));
+        profile.writes_until = options.writes_until.unwrap_or(profile.writes_until);
+        profile.log_entries = options.log_entries.unwrap_or(profile.log_entries);
         let osds = (0..options.osds).map(|index| OsdHost::new(index, &mut rng, options.model, profile.log_entries));
         let osds = osds.collect();
         let bus = Bus::new(rng.fork(1), options.verbose);
@@ -132,10 +134,7 @@ impl World {
         let start = plan::START;
         let end = start + self.options.safety;
         let plan = match plan {
-            Some(plan) => {
-                self.clients.iter_mut().for_each(ClientHost::write_on);
-                plan.into_iter().map(|(at, fault)| (start + at, fault)).collect()
-            }
+            Some(plan) => plan.into_iter().map(|(at, fault)| (start + at, fault)).collect(),
             None => plan::of_seed(seed, &self.options),
         };
         let doom = Rng::new(seed).fork(4).between(start, end);
