@@ -68,6 +68,34 @@ pub(super) fn every_io(seed: u64) -> u64 {
     world.looked_at
 }
 
+/// The same of a later life: the older superblock leads to an index, whose nodes are used again sooner or later.
+pub(super) fn every_io_of_a_later_life(seed: u64) {
+    let mut world = new_world(seed);
+    world.checkpoints = 30;
+    for _ in 0..30 {
+        world.operate();
+    }
+    world.bench.store.request_checkpoint();
+    world.settle();
+    let mut world = world.recover(CrashPolicy::KEEP_ALL, &format!("seed {seed}"));
+    for _ in 0..20 {
+        world.operate();
+        world.bench.store.request_checkpoint();
+        world.settle();
+    }
+    world.images = POLICIES.len();
+    for _ in 0..6 {
+        world.operate();
+        world.bench.store.request_checkpoint();
+        world.settle();
+    }
+}
+
+#[test]
+fn later_lives_survive_a_cut_at_every_io() {
+    (0..seeds(60) / 15).for_each(every_io_of_a_later_life);
+}
+
 #[test]
 fn random_histories_survive_a_cut_at_every_io() {
     let images: u64 = (0..seeds(60) / 10).map(every_io).sum();

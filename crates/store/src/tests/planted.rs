@@ -8,7 +8,7 @@ use std::sync::Once;
 use cairn_disk::CrashPolicy;
 
 use super::basic::a_short_write_over_a_long_one_survives_a_cut_checkpoint;
-use super::crash::{every_io, lives, new_world, seeds};
+use super::crash::{every_io, every_io_of_a_later_life, lives, new_world, seeds};
 use super::harness::{Bench, Rng, small};
 use super::words::{ALPHABET, Letter, Start};
 use super::world::POLICIES;
@@ -57,6 +57,7 @@ fn rot(seed: u64) {
 /// The nth attempt.
 fn attempt(start: &Start, n: u64) {
     match n % 8 {
+        6 if n % 3 == 2 => every_io_of_a_later_life(n),
         6 => lives(n),
         7 if n.is_multiple_of(3) => {
             every_io(n);
