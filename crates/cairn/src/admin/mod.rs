@@ -79,7 +79,7 @@ impl Metadata {
     }
 
     pub(crate) async fn status(&self) -> Result<api::StatusReply, Failure> {
-        Ok(self.0.status(api::StatusRequest {}).await?)
+        Ok(self.0.status(api::StatusRequest::default()).await?)
     }
 
     pub(crate) async fn health(&self) -> Result<api::HealthReply, Failure> {
