@@ -1,7 +1,8 @@
 //! What is decided once, when a cluster is made or joined on this host: who the metadata members are and which of them
 //! run here, which disks carry OSDs, and on which ports. Kept in `cluster.json`; a second start reads it and changes
-//! nothing, `osd create` adds to it.
+//! nothing, `osd create` adds to it, and the metadata members in it follow those that the cluster really has.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
@@ -47,6 +48,13 @@ pub struct Cluster {
     pub members: Vec<Member>,
     /// Those that run on this host.
     pub own_members: Vec<u64>,
+    /// Those of them that join a cluster which lives already.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joining: Vec<u64>,
+    /// The cluster's name, once it has one. From then on no member is told with whom the cluster began: its directory
+    /// knows, and one that does not is no member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formed: Option<String>,
     /// The OSDs of this host.
     pub disks: Vec<OsdDisk>,
     /// Present on a host of a cluster of several; absent where `up` made all of it on one.
@@ -176,6 +184,8 @@ impl Cluster {
             zone: place.0,
             rack: place.1,
             own_members: own_members.collect(),
+            joining: Vec::new(),
+            formed: None,
             members,
             disks: Vec::new(),
             network: Some(network),
@@ -216,6 +226,25 @@ impl Cluster {
         serde_json::from_value(value).map(Some).map_err(|error| unreadable(error.to_string()))
     }
 
+    /// Waits until nobody else changes the file; nobody does until what this returns is dropped.
+    ///
+    /// # Errors
+    /// When the lock's file cannot be used.
+    pub fn lock(layout: &Layout) -> Result<File, ClusterError> {
+        let path = layout.run().join("cluster.lock");
+        let failed = |error| ClusterError::File(path.clone(), error);
+        let file = File::create(&path).map_err(failed)?;
+        file.lock().map_err(failed)?;
+        Ok(file)
+    }
+
+    /// The same without waiting; `None`: somebody changes it now.
+    #[must_use]
+    pub fn try_lock(layout: &Layout) -> Option<File> {
+        let file = File::create(layout.run().join("cluster.lock")).ok()?;
+        file.try_lock().ok().map(|()| file)
+    }
+
     fn decide(layout: &Layout, options: &ClusterOptions) -> Result<Self, ClusterError> {
         let refuse = |why: String| Err(ClusterError::Refused(why));
         if ![1, 3, 5].contains(&options.members) {
@@ -248,6 +277,8 @@ impl Cluster {
             rack: DEFAULT_PLACE.into(),
             zone: DEFAULT_PLACE.into(),
             own_members: members.iter().map(|member| member.id).collect(),
+            joining: Vec::new(),
+            formed: None,
             members,
             disks: disks.collect(),
             network: None,

@@ -9,6 +9,7 @@
 pub mod cluster;
 pub mod join;
 pub mod layout;
+mod members;
 mod mounts;
 pub mod pki;
 pub mod process;

@@ -75,14 +75,18 @@ pub(crate) fn osd_socket(layout: &Layout, slot: u32) -> String {
 }
 
 fn meta(layout: &Layout, cluster: &Cluster, member: &Member) -> Role {
-    let members: Vec<String> =
-        cluster.members.iter().map(|member| format!("{}={}", member.id, member.address)).collect();
-    let args = Args::of("meta")
-        .with("--id", member.id)
+    let mut args = Args::of("meta")
         .with("--dir", layout.meta(member.id).display())
         .with("--listen", &member.address)
-        .with("--members", members.join(","))
         .insecure_where_asked(cluster);
+    if cluster.formed.is_none() {
+        let members: Vec<String> =
+            cluster.members.iter().map(|member| format!("{}={}", member.id, member.address)).collect();
+        args = args.with("--id", member.id).with("--members", members.join(","));
+    } else if cluster.joining.contains(&member.id) {
+        let others = cluster.members.iter().filter(|other| other.address != member.address);
+        args = args.with("--join", others.map(|other| other.address.as_str()).collect::<Vec<_>>().join(","));
+    }
     args.measured_role(layout, format!("meta-{}", member.id), RoleKind::Meta)
 }
 

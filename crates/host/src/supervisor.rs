@@ -13,12 +13,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::process::ProcessId;
 use crate::roles::{self, Role, RoleKind};
 use crate::witness::Witness;
-use crate::{Cluster, Layout, join, quiesce, runtime};
+use crate::{Cluster, Layout, join, members, quiesce, runtime};
 
 /// What runs, as the state file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,14 +116,18 @@ pub async fn supervise(
         settings.write().map_err(|error| SuperviseError::Containerd(error.to_string()))?;
     }
     let door = open_door(&layout, &cluster, &shutdown);
+    let changed = Arc::new(Notify::new());
+    let following = tokio::spawn(members::follow(layout.clone(), Arc::clone(&changed), shutdown.clone()));
     let mut house = House { layout, cluster, binary, board, keepers: Vec::new() };
     house.start_missing(&shutdown).await;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
             _ = reread.recv() => house.reread(&shutdown).await,
+            () = changed.notified() => house.reread(&shutdown).await,
         }
     }
+    let _ = following.await;
     stop_all(&house.layout, &house.cluster, house.keepers).await;
     if let Some(door) = door {
         door.abort();
@@ -152,20 +157,37 @@ struct House {
 }
 
 impl House {
-    /// The description has changed: what was added to it starts. Nothing that runs is touched.
+    /// The description has changed: what was added to it starts, a metadata member that is no more in it ends, and what
+    /// else runs hears of the change when it is started the next time.
     async fn reread(&mut self, shutdown: &CancellationToken) {
         match Cluster::load(&self.layout) {
             Ok(Some(cluster)) => self.cluster = cluster,
             Ok(None) => tracing::error!("there is no cluster description any more; going on with the last one"),
             Err(error) => tracing::error!(%error, "going on with the last cluster description"),
         }
+        self.stop_members().await;
+        for role in roles::all(&self.layout, &self.cluster) {
+            if let Some((known, ..)) = self.keepers.iter().find(|(known, ..)| named(known).name == role.name) {
+                *known.lock().expect("no holder panics") = role;
+            }
+        }
         self.start_missing(shutdown).await;
+    }
+
+    /// Those that were removed, or moved to another host.
+    async fn stop_members(&mut self) {
+        let roles = roles::all(&self.layout, &self.cluster);
+        let is_gone = |role: &Role| role.kind == RoleKind::Meta && roles.iter().all(|other| other.name != role.name);
+        let gone: Vec<Keeper> = self.keepers.extract_if(.., |(role, ..)| is_gone(&named(role))).collect();
+        let names: Vec<String> = gone.iter().map(|(role, ..)| named(role).name).collect();
+        stop_group(gone).await;
+        names.iter().for_each(|name| self.board.forget(name));
     }
 
     async fn start_missing(&mut self, shutdown: &CancellationToken) {
         let witness = Arc::new(Witness::new(self.cluster.meta_endpoints()));
         for role in roles::all(&self.layout, &self.cluster) {
-            if self.keepers.iter().any(|(known, ..)| known.name == role.name) {
+            if self.keepers.iter().any(|(known, ..)| named(known).name == role.name) {
                 continue;
             }
             wait_for_what_it_needs(role.kind, &self.cluster, shutdown).await;
@@ -177,12 +199,15 @@ impl House {
                 return;
             }
             let stop = CancellationToken::new();
+            let (name, osd_address) = (role.name.clone(), (role.kind == RoleKind::Osd).then(|| osd_address(&role)));
+            let role = Arc::new(Mutex::new(role));
             let keep = Keep {
-                role: role.clone(),
+                name,
+                role: Arc::clone(&role),
                 binary: self.binary.clone(),
                 log: self.layout.log(),
                 pause: Duration::from_millis(self.cluster.restart_delay_ms),
-                osd_address: (role.kind == RoleKind::Osd).then(|| osd_address(&role)),
+                osd_address,
                 board: Arc::clone(&self.board),
                 witness: Arc::clone(&witness),
                 stop: stop.clone(),
@@ -198,17 +223,25 @@ async fn prepare_images(settings: cairn_agent::containerd::Settings) {
     }
 }
 
-type Keeper = (Role, CancellationToken, tokio::task::JoinHandle<()>);
+/// What it keeps running, as it is to be started the next time.
+type Shared = Arc<Mutex<Role>>;
+
+fn named(role: &Shared) -> Role {
+    role.lock().expect("no holder panics").clone()
+}
+
+type Keeper = (Shared, CancellationToken, tokio::task::JoinHandle<()>);
 
 /// Clients of the API first, so that nothing brings back what is taken away; then pods and devices; then the rest.
 async fn stop_all(layout: &Layout, cluster: &Cluster, keepers: Vec<Keeper>) {
     let (clients, mut rest): (Vec<Keeper>, Vec<Keeper>) =
-        keepers.into_iter().partition(|(role, ..)| role.kind >= RoleKind::Client);
+        keepers.into_iter().partition(|(role, ..)| named(role).kind >= RoleKind::Client);
     stop_group(clients).await;
     quiesce::pods_and_devices(layout, cluster).await;
     while !rest.is_empty() {
-        let last = rest.iter().map(|(role, ..)| role.kind).max().expect("not empty");
-        let (group, others): (Vec<Keeper>, Vec<Keeper>) = rest.into_iter().partition(|(role, ..)| role.kind == last);
+        let last = rest.iter().map(|(role, ..)| named(role).kind).max().expect("not empty");
+        let (group, others): (Vec<Keeper>, Vec<Keeper>) =
+            rest.into_iter().partition(|(role, ..)| named(role).kind == last);
         rest = others;
         stop_group(group).await;
     }
@@ -220,7 +253,7 @@ async fn stop_group(group: Vec<Keeper>) {
     }
     for (role, _, task) in group {
         if task.await.is_err() {
-            tracing::error!(role = role.name, "its keeper ended badly");
+            tracing::error!(role = named(&role).name, "its keeper ended badly");
         }
     }
 }
@@ -290,6 +323,13 @@ impl Board {
         }
     }
 
+    fn forget(&self, name: &str) {
+        self.state.lock().expect("no holder panics").processes.remove(name);
+        if let Err(error) = self.write() {
+            tracing::error!(%error, "the state file is out of date");
+        }
+    }
+
     /// Beside the file, then renamed, so that a reader never sees half of it.
     fn write(&self) -> Result<(), SuperviseError> {
         let state = self.state.lock().expect("no holder panics");
@@ -303,7 +343,8 @@ impl Board {
 
 /// One role, kept running.
 struct Keep {
-    role: Role,
+    name: String,
+    role: Shared,
     binary: PathBuf,
     log: PathBuf,
     pause: Duration,
@@ -324,12 +365,12 @@ impl Keep {
                 Err(error) => running.last_exit = Some(format!("cannot start: {error}")),
             }
             running.process = None;
-            self.board.set(&self.role.name, running.clone());
+            self.board.set(&self.name, running.clone());
             if self.stop.is_cancelled() {
                 return;
             }
             let why = running.last_exit.as_deref().unwrap_or("unknown");
-            tracing::warn!(role = self.role.name, why, pause_ms = pause.as_millis() as u64, "ended; starting it again");
+            tracing::warn!(role = self.name, why, pause_ms = pause.as_millis() as u64, "ended; starting it again");
             self.report_exit().await;
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -343,7 +384,7 @@ impl Keep {
 
     async fn one_life(&self, mut child: Child, running: &mut Running) {
         running.process = child.id().and_then(ProcessId::of);
-        self.board.set(&self.role.name, running.clone());
+        self.board.set(&self.name, running.clone());
         tokio::select! {
             exit = child.wait() => running.last_exit = Some(describe(exit)),
             () = self.stop.cancelled() => {
@@ -367,10 +408,11 @@ impl Keep {
     }
 
     fn spawn(&self) -> std::io::Result<Child> {
-        let log = open_log(&self.log, &self.role.name)?;
-        let mut command = Command::new(self.role.program.as_ref().unwrap_or(&self.binary));
+        let log = open_log(&self.log, &self.name)?;
+        let role = named(&self.role);
+        let mut command = Command::new(role.program.as_ref().unwrap_or(&self.binary));
         command
-            .args(&self.role.args)
+            .args(&role.args)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

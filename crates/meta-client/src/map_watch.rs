@@ -56,7 +56,7 @@ async fn follow(endpoints: Endpoints, sender: &watch::Sender<Arc<ClusterMap>>) {
 /// Members come and go while the stream stands: whoever is to be asked next is learnt in time.
 async fn follow_members(mut stub: Stub<Channel>, endpoints: &Endpoints) -> Infallible {
     loop {
-        if let Ok(Ok(status)) = tokio::time::timeout(ASK, stub.status(StatusRequest {})).await {
+        if let Ok(Ok(status)) = tokio::time::timeout(ASK, stub.status(StatusRequest::default())).await {
             let members = status.into_inner().members.into_iter().filter(|member| !member.learner);
             let named: Vec<String> = members.map(|member| member.address).collect();
             if !named.is_empty() {

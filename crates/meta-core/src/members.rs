@@ -102,13 +102,24 @@ impl Machine {
         })
     }
 
+    /// A new member, or one that was announced and begins. A new one has the next number in the request; one that begins
+    /// has none, because it has it here: the number is what raft adds, in the same entry.
     fn add_member(&mut self, turn: &mut Turn<'_>, add: &AddMember) -> Result<(MemberRecord, String), Refusal> {
         check_address(&add.address)?;
         let all = &self.members.members;
         if let Some(known) = all.iter().find(|m| !add.directory.is_empty() && m.directory == add.directory) {
-            return Ok((known.clone(), format!("member {} is there already", known.id)));
+            return match known.learner {
+                // The answer was lost on the way.
+                true => Ok((known.clone(), format!("member {} is there already", known.id))),
+                false => Err(votes_already(known)),
+            };
         }
         if let Some(expected) = all.iter().find(|m| m.address == add.address && m.learner) {
+            // A number would make raft add somebody whom nothing here names.
+            if add.id != 0 {
+                let words = format!("member {} was announced at {} meanwhile", expected.id, add.address);
+                return Err(Refusal::new(ErrorCode::Conflict, words).remedy("try again"));
+            }
             return self.claim_member(turn, add, expected.clone());
         }
         if add.replaces != 0 {
@@ -245,6 +256,17 @@ impl Machine {
         }
         self.write_members(turn, members);
     }
+}
+
+/// A directory asks only before it is made: one that votes and asks has lost what it was.
+fn votes_already(known: &MemberRecord) -> Refusal {
+    let words = format!(
+        "member {} votes already, and its directory begins anew: what it had promised is lost with the old contents",
+        known.id
+    );
+    let remedy =
+        format!("start a new member in its place, on an empty directory: --join MEMBERS --replace {}", known.id);
+    Refusal::new(ErrorCode::IdentityMismatch, words).remedy(remedy)
 }
 
 /// Nobody replaces a member that is gone, and its address is kept until raft has let go of it.

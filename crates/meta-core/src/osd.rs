@@ -40,9 +40,13 @@ impl Machine {
             Some(id) => self.check_return(id, &request)?,
             None => self.check_newcomer(uuid, &request)?,
         }
-        let id = known.unwrap_or(OsdId(self.cluster.next_osd));
+        let taken_back = request.id.filter(|_| known.is_none() && self.is_after_backup(&request)).map(OsdId);
+        let id = known.or(taken_back).unwrap_or(OsdId(self.cluster.next_osd));
         let before = self.map.osds.get(&id);
-        let dead_through = before.map_or(Incarnation(0), |osd| osd.incarnation);
+        let dead_through = match taken_back {
+            Some(_) => Self::life_before(request.last_incarnation),
+            None => before.map_or(Incarnation(0), |osd| osd.incarnation),
+        };
         let osd = Osd {
             id,
             uuid,
@@ -61,7 +65,7 @@ impl Machine {
         let place = |osd: &Osd| (osd.location.clone(), osd.device_class.clone(), osd.placed);
         let moved = before.is_none_or(|old| place(old) != place(&osd));
         let incarnation = osd.incarnation;
-        if known.is_none() {
+        if known.is_none() && taken_back.is_none() {
             self.cluster.next_osd += 1;
         }
         let notes = self.notes.entry(id).or_default();
@@ -141,6 +145,9 @@ impl Machine {
 
     fn check_newcomer(&self, uuid: Uuid, request: &RegisterOsdRequest) -> Result<(), Refusal> {
         if request.id.is_none() && request.cluster.is_empty() && request.last_incarnation == 0 {
+            return Ok(());
+        }
+        if self.is_after_backup(request) && request.id.is_some_and(|id| !self.map.osds.contains_key(&OsdId(id))) {
             return Ok(());
         }
         let claim = request.id.map_or("an OSD".to_owned(), |id| OsdId(id).to_string());

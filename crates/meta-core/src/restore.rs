@@ -4,12 +4,18 @@
 //! again, so all of these leap; and the in-sync set that the backup names may be one that was left since, whose members
 //! lack acknowledged writes. So no PG has a primary until every OSD of the backup has registered and said which
 //! configuration of each PG its disk has seen. Configurations are made one after the other, so the newest of them is the
-//! one that counted last.
+//! one that counted last. It may name OSDs that are newer than the backup: they are awaited like the others, and taken
+//! back under their numbers. Whoever was in sync then either is heard, or was declared lost.
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use cairn_proto::meta::{ClusterRecord, MemberRecord, MembersRecord, OsdRecord, Pg, PgMemory, Restoring, VolumeRecord};
+use cairn_proto::meta::{
+    ClusterRecord, KvRecord, MemberRecord, MembersRecord, OsdRecord, Pg, PgMemory, RegisterOsdRequest, Restoring,
+    VolumeRecord,
+};
 use cairn_types::map::PgConfig;
-use cairn_types::{ConfVersion, OsdId, PgId};
+use cairn_types::{ConfVersion, Incarnation, OsdId, PgId};
 use prost::Message;
 
 use crate::machine::{Machine, Turn};
@@ -31,6 +37,21 @@ pub struct Restoration {
     pub lineage: [u8; 16],
     /// The OSDs that must say what they know: see [`awaited`].
     pub awaited: Vec<u32>,
+    /// Those that never will.
+    pub lost: Vec<u32>,
+}
+
+/// Of two members that hold the same lineage the states must be the same; so the records that have it come last, when
+/// everything else is known.
+#[must_use]
+pub fn has_lineage(key: &[u8]) -> bool {
+    key == keys::MEMBERS
+}
+
+/// Records that a restored state has even where the backup has none.
+#[must_use]
+pub fn needed() -> Vec<(Bytes, Bytes)> {
+    vec![(Bytes::from_static(keys::KV), Bytes::from(crate::kv::nothing_yet().encode_to_vec()))]
 }
 
 /// Whether a record is that of an OSD which must be heard of again, and its number.
@@ -57,14 +78,22 @@ pub fn transform(restoration: &Restoration, key: &[u8], value: &Bytes) -> Result
             cluster.epoch += LEAP;
             cluster.next_volume += LEAP;
             cluster.next_pool += SMALL_LEAP;
+            cluster.osds_after_backup = cluster.next_osd;
             cluster.next_osd += SMALL_LEAP;
-            let awaited = restoration.awaited.clone();
-            cluster.restoring = (!awaited.is_empty()).then_some(Restoring { awaited });
+            let (awaited, lost) = (restoration.awaited.clone(), restoration.lost.clone());
+            cluster.restoring = (!awaited.is_empty()).then_some(Restoring { awaited, lost });
             cluster.encode_to_vec()
         }
         _ if key == keys::MEMBERS => {
             let old: MembersRecord = record::decode(key, value)?;
             restored_members(restoration, &old).encode_to_vec()
+        }
+        _ if key == keys::KV => {
+            let mut kv: KvRecord = record::decode(key, value)?;
+            kv.revision += LEAP as i64;
+            // Whoever watches or reads from a revision that was given since must begin anew.
+            kv.compacted = kv.revision;
+            kv.encode_to_vec()
         }
         keys::OSDS => {
             let mut osd: OsdRecord = record::decode(key, value)?;
@@ -107,8 +136,23 @@ impl Machine {
     /// The OSDs that must still say what they know, after a restore.
     #[must_use]
     pub fn awaited_osds(&self) -> Vec<OsdId> {
-        let restoring = self.cluster.restoring.iter();
-        restoring.flat_map(|restoring| restoring.awaited.iter().copied().map(OsdId)).collect()
+        let Some(restoring) = &self.cluster.restoring else { return Vec::new() };
+        let named = self.map.pgs.values().flat_map(|pg| &pg.isr);
+        let newer = named.filter(|osd| !self.map.osds.contains_key(osd) && !restoring.lost.contains(&osd.0));
+        let awaited: BTreeSet<OsdId> = restoring.awaited.iter().copied().map(OsdId).chain(newer.copied()).collect();
+        awaited.into_iter().collect()
+    }
+
+    /// Whether a disk that the map does not know was given its number after the backup, and so is taken back under it.
+    pub(crate) fn is_after_backup(&self, request: &RegisterOsdRequest) -> bool {
+        let from = self.cluster.osds_after_backup;
+        let ours = request.cluster[..] == self.map.cluster.as_bytes()[..];
+        from != 0 && ours && request.id.is_some_and(|id| (from..from.saturating_add(SMALL_LEAP)).contains(&id))
+    }
+
+    /// The incarnation after which such a disk begins: above all that it was ever given.
+    pub(crate) fn life_before(last_incarnation: u64) -> Incarnation {
+        Incarnation(last_incarnation.saturating_add(LEAP))
     }
 
     /// Until all have spoken, a PG keeps what is known of it and nobody leads it.
@@ -123,7 +167,6 @@ impl Machine {
     pub(crate) fn hear_memories(&mut self, turn: &mut Turn<'_>, osd: OsdId, memories: &[PgMemory]) {
         let Some(restoring) = self.cluster.restoring.as_mut() else { return };
         restoring.awaited.retain(|awaited| *awaited != osd.0);
-        let last = restoring.awaited.is_empty();
         for memory in memories {
             let id: PgId = memory.pg.unwrap_or_default().into();
             let Some(known) = self.map.pgs.get(&id).filter(|known| memory.c > known.c.0) else { continue };
@@ -132,7 +175,7 @@ impl Machine {
                 PgConfig { c: ConfVersion(memory.c), acting: isr.clone(), isr, backfill: Vec::new(), ..known.clone() };
             self.put_pg(turn, id, newer);
         }
-        if last {
+        if self.awaited_osds().is_empty() {
             self.begin_again(turn);
         }
     }
@@ -146,7 +189,8 @@ impl Machine {
         self.cluster.restoring = None;
         let pgs: Vec<(PgId, PgConfig)> = self.map.pgs.iter().map(|(id, pg)| (*id, pg.clone())).collect();
         for (id, pg) in pgs.into_iter().filter(|(_, pg)| !pg.isr.is_empty()) {
-            let c = pg.c.next();
+            // A version that was given since the backup is not given again to another configuration.
+            let c = ConfVersion(pg.c.0 + LEAP);
             let mut next = PgConfig { c, interval: c, acting: pg.isr.clone(), backfill: Vec::new(), ..pg };
             next.primary = elect(&self.map, &next, None);
             self.put_pg(turn, id, next);

@@ -262,8 +262,10 @@ mod tests {
 
     #[test]
     fn a_scrub_is_due_once_a_period_and_what_is_ordered_comes_first() {
-        let pg = PgId { pool: PoolId(1), index: 3 };
         let now = 1_800_000_000;
+        // One whose deep scrub is not due on the very day on which a light one is.
+        let pgs = (0..).map(|index| PgId { pool: PoolId(1), index });
+        let pg = pgs.into_iter().find(|pg| latest(*pg, now + LIGHT_S, DEEP_S) <= now).unwrap();
         let mut scrubs = Scrubs::default();
         let first = scrubs.due(pg, now).unwrap();
         assert!(first.deep, "never scrubbed: a deep one counts for both");

@@ -4,13 +4,14 @@ mod cluster;
 
 use bytes::Bytes;
 use cairn_meta_core::restore::{Restoration, awaited, transform};
-use cairn_meta_core::{Machine, MemoryState, health};
+use cairn_meta_core::{Machine, MemoryState, health, kv};
+use cairn_proto::etcdserverpb::PutRequest;
 use cairn_proto::meta::change_member_request::Change;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
     AddMember, BeginMembers, ChangeMemberReply, ChangeMemberRequest, Command, CommandError, CreatePoolRequest,
-    ErrorCode, Location, Member, MuteHealthRequest, Pool, PromoteMember, RegisterOsdRequest, UpdateMember,
+    ErrorCode, Location, Member, MuteHealthRequest, PgMemory, Pool, PromoteMember, RegisterOsdRequest, UpdateMember,
 };
 use cairn_types::OsdId;
 use prost::Message;
@@ -55,13 +56,20 @@ fn a_number_is_given_once() {
 fn a_learner_is_the_directory_that_began_as_it() {
     let mut cluster = begun();
     change(&mut cluster, add(4, "h4:1", 0, 0)).unwrap();
-    let claimed = change(&mut cluster, add(5, "h4:1", 0, 7)).unwrap();
+    let numbered = change(&mut cluster, add(5, "h4:1", 0, 7)).unwrap_err();
+    assert_eq!(numbered.code(), ErrorCode::Conflict, "raft would add member 5, and nobody would know it");
+    let claimed = change(&mut cluster, add(0, "h4:1", 0, 7)).unwrap();
     assert_eq!(claimed.member.as_ref().unwrap().id, 4, "announced, and begun");
-    let again = change(&mut cluster, add(5, "h4:1", 0, 7)).unwrap();
+    let again = change(&mut cluster, add(0, "h4:1", 0, 7)).unwrap();
     assert_eq!(again.member.unwrap().id, 4, "asked again, it is the same");
-    let wiped = change(&mut cluster, add(5, "h4:1", 0, 8)).unwrap_err();
+    let wiped = change(&mut cluster, add(0, "h4:1", 0, 8)).unwrap_err();
     assert_eq!(wiped.code(), ErrorCode::IdentityMismatch);
     assert!(wiped.remedy.contains("cairn meta remove 4"), "{}", wiped.remedy);
+    // Once it votes, its directory has no reason to ask again but that it lost what it was.
+    change(&mut cluster, Change::Promote(PromoteMember { id: 4, instead_of: 0 })).unwrap();
+    let emptied = change(&mut cluster, add(0, "h4:1", 0, 7)).unwrap_err();
+    assert_eq!(emptied.code(), ErrorCode::IdentityMismatch);
+    assert!(emptied.remedy.contains("--replace 4"), "{}", emptied.remedy);
 }
 
 #[test]
@@ -133,10 +141,12 @@ fn restored(lost: &[u32]) -> (Cluster, MemoryState) {
     }
     let pool = Pool { name: "p".into(), size: 3, min_size: 2, pg_count: 4, ..Pool::default() };
     cluster.run(Payload::CreatePool(CreatePoolRequest { pool: Some(pool), ..Default::default() })).unwrap();
+    let put = PutRequest { key: "before".into(), value: "v".into(), ..PutRequest::default() };
+    cluster.run(Payload::KvPut(put)).unwrap();
     let records: Vec<(Bytes, Bytes)> = cluster.state.records().map(|(k, v)| (k.clone(), v.clone())).collect();
     let osds = records.iter().filter_map(|(k, v)| awaited(k, v).unwrap()).filter(|osd| !lost.contains(osd)).collect();
     let members = vec![(7, "new:1".to_owned())];
-    let restoration = Restoration { members, lineage: [9; 16], awaited: osds };
+    let restoration = Restoration { members, lineage: [9; 16], awaited: osds, lost: lost.to_vec() };
     let state = records.iter().map(|(k, v)| (k.clone(), transform(&restoration, k, v).unwrap())).collect();
     (cluster, state)
 }
@@ -164,7 +174,7 @@ fn after_a_restore_the_newest_configuration_that_any_disk_knows_counts() {
     let newest: Vec<OsdId> = stale.isr.iter().copied().filter(|osd| osd.0 != cluster.osd("c")).collect();
     let known = |c: u64, isr: &[OsdId]| {
         let isr = isr.iter().map(|osd| osd.0).collect();
-        cairn_proto::meta::PgMemory { pg: Some(id.into()), c, isr }
+        PgMemory { pg: Some(id.into()), c, isr }
     };
     let memories = [
         ("a", known(stale.c.0 + 4, &newest)),
@@ -197,4 +207,90 @@ fn an_osd_that_is_lost_for_ever_is_not_awaited() {
     let (_, state) = restored(&[lost]);
     let machine = Machine::open(&state).unwrap();
     assert!(!machine.awaited_osds().contains(&OsdId(lost)) && machine.awaited_osds().len() == 2);
+}
+
+/// What the disk of an OSD of the backup says when it registers after a restore.
+fn comes_back(cluster: &Cluster, name: &str, memories: Vec<PgMemory>) -> RegisterOsdRequest {
+    let disk = &cluster.disks[name];
+    RegisterOsdRequest { last_incarnation: disk.incarnation + 2, memories, ..disk.register.clone() }
+}
+
+/// The number that the old cluster gave to the first OSD after the backup.
+fn next_osd(cluster: &Cluster) -> OsdId {
+    OsdId(cluster.machine.map().osds.keys().max().map_or(0, |osd| osd.0 + 1))
+}
+
+#[test]
+fn an_osd_that_is_newer_than_the_backup_is_awaited_and_taken_back() {
+    let (cluster, mut state) = restored(&[]);
+    let mut machine = Machine::open(&state).unwrap();
+    let id = *machine.map().pgs.keys().next().unwrap();
+    let stale = machine.map().pgs[&id].clone();
+    // Since the backup a fourth OSD came, took the place of c and then of b, and in the end wrote alone with a.
+    let newer = next_osd(&cluster);
+    let a = OsdId(cluster.osd("a"));
+    let memory =
+        |c: u64, isr: &[OsdId]| vec![PgMemory { pg: Some(id.into()), c, isr: isr.iter().map(|osd| osd.0).collect() }];
+    let last = memory(stale.c.0 + 9, &[a, newer]);
+    for (index, name) in ["b", "c", "a"].into_iter().enumerate() {
+        let memories = if name == "a" { last.clone() } else { Vec::new() };
+        let request = Payload::RegisterOsd(comes_back(&cluster, name, memories));
+        apply(&mut machine, &mut state, 1000 + index as u64, request);
+    }
+    assert_eq!(machine.awaited_osds(), [newer], "it has what a cannot have alone");
+    assert!(machine.map().pgs.values().all(|pg| pg.primary.is_none()));
+    // Its disk is no stranger's: it has the cluster's name and a number that the backup did not give.
+    let mut request = comes_back(&cluster, "a", last);
+    (request.uuid, request.id, request.last_incarnation) = (vec![44; 16].into(), Some(newer.0), 7);
+    request.addresses = vec!["unix:/d".into()];
+    let stranger = RegisterOsdRequest { cluster: Bytes::new(), ..request.clone() };
+    assert!(matches!(apply(&mut machine, &mut state, 1010, Payload::RegisterOsd(stranger)), Answer::Error(_)));
+    let never_given = RegisterOsdRequest { id: Some(1 << 20), ..request.clone() };
+    assert!(matches!(apply(&mut machine, &mut state, 1011, Payload::RegisterOsd(never_given)), Answer::Error(_)));
+    let Answer::RegisterOsd(reply) = apply(&mut machine, &mut state, 1012, Payload::RegisterOsd(request)) else {
+        panic!("it is taken back")
+    };
+    assert_eq!(reply.id, newer.0);
+    assert!(reply.incarnation > 1 << 31, "none of its lives is given again");
+    let now = &machine.map().pgs[&id];
+    assert_eq!(now.isr, [a, newer]);
+    assert!(now.primary.is_some() && now.c.0 > stale.c.0 + (1 << 31), "no version is given again: {now:?}");
+    // Who comes new gets a number that was never given.
+    assert!(machine.awaited_osds().is_empty());
+}
+
+#[test]
+fn an_osd_that_is_newer_than_the_backup_can_be_lost_too() {
+    let newer = next_osd(&restored(&[]).0);
+    let (cluster, mut state) = restored(&[newer.0]);
+    let mut machine = Machine::open(&state).unwrap();
+    let id = *machine.map().pgs.keys().next().unwrap();
+    let a = OsdId(cluster.osd("a"));
+    let c = machine.map().pgs[&id].c.0 + 9;
+    for (index, name) in ["b", "c", "a"].into_iter().enumerate() {
+        let memories = vec![PgMemory { pg: Some(id.into()), c, isr: vec![a.0, newer.0] }];
+        apply(
+            &mut machine,
+            &mut state,
+            1000 + index as u64,
+            Payload::RegisterOsd(comes_back(&cluster, name, memories)),
+        );
+    }
+    assert!(machine.awaited_osds().is_empty());
+    assert_eq!(machine.map().pgs[&id].primary, Some(a), "in sync, so it has what was acknowledged");
+}
+
+#[test]
+fn revisions_that_were_given_since_the_backup_are_not_given_again() {
+    let (cluster, mut state) = restored(&[]);
+    let before = cluster.machine.kv_revision();
+    let mut machine = Machine::open(&state).unwrap();
+    assert!(machine.kv_revision() > before + (1 << 31));
+    for since in [before, before + 1, before + 1000] {
+        let told = format!("{:?}", kv::history(&machine, &state, (b"\0", b"\0"), since, 100).unwrap_err());
+        assert!(told.contains("compacted"), "a watch from {since} must begin anew: {told}");
+    }
+    let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+    let Answer::KvPut(reply) = apply(&mut machine, &mut state, 1000, Payload::KvPut(put)) else { panic!() };
+    assert!(reply.header.unwrap().revision > before + (1 << 31));
 }

@@ -105,6 +105,29 @@ pub enum NodeError {
         /// Itself.
         id: u64,
     },
+    /// The others know this member by another directory.
+    #[error(
+        "member {id} begins anew, and the others remember another directory: what it had promised is lost, and its vote \
+         could lose acknowledged writes; start a new member in its place, on an empty directory: --join MEMBERS \
+         --replace {id}"
+    )]
+    LostMemory {
+        /// Itself.
+        id: u64,
+    },
+    /// raft and the state machine disagree about who the members are.
+    #[error(
+        "log entry {index} would leave raft with the voters {raft}, and the members' record with {written}: a bug; this \
+         member stops before it carries it out"
+    )]
+    Members {
+        /// Where.
+        index: u64,
+        /// As raft has them.
+        raft: String,
+        /// As the state machine has them.
+        written: String,
+    },
     /// The log holds an entry of a kind that this version does not write.
     #[error("log entry {index} is of a kind this version does not know; start this member with a newer version")]
     UnknownEntry {

@@ -22,13 +22,21 @@ pub trait Rig {
     fn crash(&mut self, store: Self::Store, dice: u64) -> Self::Store;
 }
 
+/// What is there after an apply. The configuration belongs to it: a crash shows both as of the same entry.
+#[derive(Clone)]
+struct Moment {
+    at: Position,
+    state: MemoryState,
+    conf: ConfState,
+}
+
 struct Model {
     dice: u64,
     truncated: Position,
     entries: Vec<Entry>,
     hard_state: HardState,
     /// The state after each apply since the last one that surely survives, which comes first.
-    states: Vec<(Position, MemoryState)>,
+    states: Vec<Moment>,
     checkpoints: BTreeMap<Position, MemoryState>,
     newest_checkpoint: u64,
     term: u64,
@@ -65,7 +73,7 @@ impl Model {
             truncated: Position::default(),
             entries: Vec::new(),
             hard_state: HardState::default(),
-            states: vec![(Position::default(), MemoryState::default())],
+            states: vec![Moment { at: Position::default(), state: MemoryState::default(), conf: three() }],
             checkpoints: BTreeMap::new(),
             newest_checkpoint: 0,
             term: 1,
@@ -86,7 +94,7 @@ impl Model {
         self.entries.last().map_or(self.truncated, |e| Position { term: e.term, index: e.index })
     }
 
-    fn now(&self) -> &(Position, MemoryState) {
+    fn now(&self) -> &Moment {
         self.states.last().expect("there is always a state")
     }
 
@@ -115,7 +123,7 @@ impl Model {
     }
 
     fn overwrite(&mut self, store: &mut impl Store) {
-        let applied = self.now().0.index;
+        let applied = self.now().at.index;
         let free = self.last().index - applied;
         if free > 0 {
             self.term += 1;
@@ -133,7 +141,7 @@ impl Model {
     }
 
     fn apply(&mut self, store: &mut impl Store) {
-        let next = self.now().0.index + 1;
+        let next = self.now().at.index + 1;
         let Some(term) = self.entries.iter().find(|e| e.index == next).map(|e| e.term) else { return };
         let mut changes = BTreeMap::new();
         for _ in 0..self.roll(5) {
@@ -144,10 +152,22 @@ impl Model {
         }
         let batch = Batch { changes: changes.into_values().collect() };
         let at = Position { term, index: next };
-        store.apply(at, &batch).unwrap();
-        let mut state = self.now().1.clone();
-        state.write(&batch);
-        self.states.push((at, state));
+        let mut now = self.now().clone();
+        if self.roll(3) == 0 {
+            now.conf = self.another_conf(next);
+            store.apply_change(at, &batch, &now.conf).unwrap();
+        } else {
+            store.apply(at, &batch).unwrap();
+        }
+        now.at = at;
+        now.state.write(&batch);
+        self.states.push(now);
+    }
+
+    /// No two of one walk are the same: each shows after which entry it was.
+    fn another_conf(&mut self, index: u64) -> ConfState {
+        let outgoing = if self.roll(4) == 0 { vec![1, 2] } else { Vec::new() };
+        ConfState { learners: vec![index + 3], voters_outgoing: outgoing, ..three() }
     }
 
     fn checkpoint(&mut self, store: &mut impl Store) {
@@ -158,16 +178,17 @@ impl Model {
                 None => std::hint::spin_loop(),
             }
         };
-        let (at, state) = self.now().clone();
-        assert_eq!(position_of(&manifest), at, "nothing was applied meanwhile");
-        assert_eq!(manifest, manifest_of(at, &conf_state(), state.records().map(|(k, v)| (k.as_ref(), v.as_ref()))));
-        self.newest_checkpoint = at.index;
-        self.checkpoints.insert(at, state.clone());
-        self.states = vec![(at, state)];
+        let now = self.now().clone();
+        assert_eq!(position_of(&manifest), now.at, "nothing was applied meanwhile");
+        let records = now.state.records().map(|(k, v)| (k.as_ref(), v.as_ref()));
+        assert_eq!(manifest, manifest_of(now.at, &now.conf, records));
+        self.newest_checkpoint = now.at.index;
+        self.checkpoints.insert(now.at, now.state.clone());
+        self.states = vec![now];
     }
 
     fn truncate(&mut self, store: &mut impl Store) {
-        let highest = self.newest_checkpoint.min(self.now().0.index);
+        let highest = self.newest_checkpoint.min(self.now().at.index);
         if highest <= self.truncated.index {
             return;
         }
@@ -209,7 +230,8 @@ impl Model {
         let at = Position { term: self.term, index: self.last().index + 1 + self.roll(50) };
         let state: MemoryState =
             (0..self.roll(60)).map(|n| (Bytes::from(format!("key-{n:02}")), self.bytes(80))).collect();
-        let manifest = manifest_of(at, &conf_state(), state.records().map(|(k, v)| (k.as_ref(), v.as_ref())));
+        let conf = ConfState { learners: vec![at.index + 3], ..three() };
+        let manifest = manifest_of(at, &conf, state.records().map(|(k, v)| (k.as_ref(), v.as_ref())));
         let records = records_of(&state);
         if self.roll(3) == 0 && !records.is_empty() {
             store.begin_install(&manifest).unwrap();
@@ -230,12 +252,12 @@ impl Model {
         assert!(store.verify_install().unwrap(), "it arrived whole");
         self.compare(&store);
         let hard_state = HardState { term: self.term, vote: 2, commit: at.index, ..HardState::default() };
-        store.finish_install(&hard_state, &conf_state()).unwrap();
+        store.finish_install(&hard_state, &conf).unwrap();
         *self = Self {
             truncated: at,
             entries: Vec::new(),
             hard_state,
-            states: vec![(at, state.clone())],
+            states: vec![Moment { at, state: state.clone(), conf }],
             checkpoints: BTreeMap::from([(at, state)]),
             newest_checkpoint: at.index,
             ..Self::new(self.dice)
@@ -249,9 +271,9 @@ impl Model {
         let dice = self.roll(u64::MAX);
         let store = rig.crash(store, dice);
         let applied = store.applied();
-        let state = self.states.iter().find(|(at, _)| *at == applied);
-        let (at, state) = state.unwrap_or_else(|| panic!("{applied:?} did not survive, or never was")).clone();
-        self.states = vec![(at, state)];
+        let moment = self.states.iter().find(|moment| moment.at == applied);
+        let moment = moment.unwrap_or_else(|| panic!("{applied:?} did not survive, or never was")).clone();
+        self.states = vec![moment];
         assert_eq!(store.checkpoint(), checkpoint.as_ref(), "checkpoints survive");
         store
     }
@@ -259,7 +281,6 @@ impl Model {
     fn compare(&mut self, store: &impl Store) {
         assert_eq!(store.truncated(), self.truncated, "truncations survive");
         assert_eq!(store.last(), self.last(), "entries survive");
-        assert_eq!(store.conf_state().voters, [1, 2, 3]);
         let hard_state = store.hard_state();
         assert_eq!((hard_state.term, hard_state.vote), (self.hard_state.term, self.hard_state.vote), "votes survive");
         for index in self.truncated.index.saturating_sub(1)..=self.last().index + 1 {
@@ -277,8 +298,9 @@ impl Model {
             let one = store.entries(first, self.last().index + 1, 1).unwrap();
             assert_eq!(one, self.entries[low..=low], "a limit leaves at least one");
         }
-        let (at, state) = self.now().clone();
+        let Moment { at, state, conf } = self.now().clone();
         assert_eq!(store.applied(), at);
+        assert_eq!(store.conf_state(), conf, "the configuration is that of the entry applied last");
         assert_eq!(seen(store.state(), b"", false), seen(&state, b"", false));
         let from = format!("key-{:02}", self.roll(41));
         for reverse in [false, true] {
@@ -288,7 +310,7 @@ impl Model {
     }
 }
 
-fn conf_state() -> ConfState {
+fn three() -> ConfState {
     ConfState { voters: vec![1, 2, 3], ..ConfState::default() }
 }
 

@@ -58,12 +58,12 @@ pub enum BackupError {
     },
 }
 
-/// Sends the pieces of a backup. That nobody takes them any more is no error.
-pub(crate) fn pieces<E>(
+/// Sends the pieces of a backup.
+pub(crate) fn pieces<E: From<StoreError>>(
     state: &dyn StateRead,
     at: Position,
     mut send: impl FnMut(BackupPiece) -> Result<(), E>,
-) -> Result<(), StoreError> {
+) -> Result<(), E> {
     let machine = Machine::open(state).map_err(|corrupt| StoreError::Corrupt {
         place: corrupt.at,
         expected: corrupt.expected,
@@ -77,7 +77,7 @@ pub(crate) fn pieces<E>(
         cluster_version: machine.cluster_version(),
         epoch: machine.map().epoch.0,
         revision: machine.kv_revision(),
-        made_at_s: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        made_at_s: crate::clock::now_s(),
         members: machine.members().members.iter().map(members::shown).collect(),
         lineage: machine.members().lineage.clone(),
     });
@@ -86,7 +86,8 @@ pub(crate) fn pieces<E>(
         let piece = piece_of(state, after.as_deref(), PIECE_BYTES);
         after = piece.records.last().map(|r| r.key.to_vec()).or(after);
         let records = piece.records.into_iter().map(|r| BackupRecord { key: r.key, value: r.value }).collect();
-        if send(BackupPiece { head: head.take(), records, last: piece.last }).is_err() || piece.last {
+        send(BackupPiece { head: head.take(), records, last: piece.last })?;
+        if piece.last {
             return Ok(());
         }
     }
@@ -108,7 +109,9 @@ impl Writer {
     /// # Errors
     /// When it is there, or cannot be written.
     pub fn create(file: &Path) -> Result<Self, BackupError> {
-        let beside = file.with_extension("unfinished");
+        let mut name = file.file_name().unwrap_or_default().to_owned();
+        name.push(".unfinished");
+        let beside = file.with_file_name(name);
         let failed = |cause| BackupError::Io { file: file.to_owned(), cause };
         if file.exists() {
             return Err(failed(std::io::Error::new(
@@ -116,10 +119,13 @@ impl Writer {
                 "it exists; choose another name",
             )));
         }
-        let mut out = BufWriter::new(File::create(&beside).map_err(failed)?);
-        out.write_all(MAGIC).map_err(failed)?;
-        let tail = BackupTail::default();
-        Ok(Self { file: file.to_owned(), beside, out, tail, last_key: None, begun: false })
+        // Another backup may be on its way to the same name, or one was killed on it.
+        let unfinished = |cause| BackupError::Io { file: beside.clone(), cause };
+        let out = File::options().write(true).create_new(true).open(&beside).map_err(unfinished)?;
+        let (file, tail) = (file.to_owned(), BackupTail::default());
+        let mut writer = Self { file, beside, out: BufWriter::new(out), tail, last_key: None, begun: false };
+        writer.out.write_all(MAGIC).map_err(failed)?;
+        Ok(writer)
     }
 
     /// Takes a piece as it comes; whether it was the last.
@@ -147,10 +153,11 @@ impl Writer {
         Ok(last)
     }
 
-    /// Ends it, durably, under its name; its size in bytes and how many records it has.
+    /// Ends it, durably; its size in bytes and how many records it has. It gets its name once it has been read again, as a
+    /// restore would read it.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or does not read back.
     pub fn finish(mut self) -> Result<(u64, u64), BackupError> {
         let tail = self.tail;
         self.frame(TAIL, &tail.encode_to_vec())?;
@@ -159,6 +166,7 @@ impl Writer {
         self.out.flush().map_err(failed)?;
         self.out.get_ref().sync_all().map_err(failed)?;
         let bytes = self.out.get_ref().metadata().map_err(failed)?.len();
+        read(&self.beside, &mut |_| {})?;
         std::fs::rename(&self.beside, &self.file).map_err(failed)?;
         let dir = self.file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         sync_dir(dir).map_err(|error| failed(std::io::Error::other(error.to_string())))?;
@@ -276,7 +284,7 @@ mod tests {
         let mut last = false;
         pieces(&state, Position { term: 3, index: 70 }, |piece| {
             last = writer.take(piece).unwrap();
-            Ok::<(), ()>(())
+            Ok::<(), StoreError>(())
         })
         .unwrap();
         assert!(last);
@@ -295,6 +303,38 @@ mod tests {
         assert!(Writer::create(&file).is_err(), "a backup is never overwritten");
         let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(names.len(), 1, "nothing unfinished is left");
+    }
+
+    #[test]
+    fn two_names_are_two_files_while_they_are_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let [monday, tuesday] = ["meta.mon", "meta.tue"].map(|name| dir.path().join(name));
+        let (one, two) = (Writer::create(&monday).unwrap(), Writer::create(&tuesday).unwrap());
+        assert!(Writer::create(&monday).is_err(), "and one name is made once at a time");
+        drop((one, two));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "what was not finished goes away");
+    }
+
+    #[test]
+    fn what_does_not_read_back_gets_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("backup");
+        let mut writer = Writer::create(&file).unwrap();
+        // No head: no restore could use it.
+        writer.begun = true;
+        writer.take(BackupPiece { head: None, records: Vec::new(), last: true }).unwrap();
+        assert!(matches!(writer.finish(), Err(BackupError::Damaged { .. })));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn reading_that_fails_is_never_the_end_of_a_backup() {
+        let (state, mut sent) = (MemoryState::default(), 0);
+        let told = pieces(&state, Position::default(), |_| {
+            sent += 1;
+            Err::<(), _>(StoreError::Io { what: "reading", cause: "gone".to_owned() })
+        });
+        assert!(told.is_err() && sent == 1);
     }
 
     #[test]

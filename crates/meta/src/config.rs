@@ -113,7 +113,10 @@ pub enum ConfigError {
         members: Vec<u64>,
     },
     /// A new directory, and neither a cluster to begin nor one to join.
-    #[error("a new member either begins a cluster (--members with every member) or joins one (--join HOST:PORT)")]
+    #[error(
+        "this directory holds no member, and a new one either begins a cluster (--members with every member) or joins one \
+         (--join HOST:PORT); where it is a member whose directory was lost, replace that one: cairn meta replace ID"
+    )]
     NoBeginning,
     /// Elections would start between two heartbeats.
     #[error("the election timeout {election:?} must be at least four heartbeats of {heartbeat:?}")]

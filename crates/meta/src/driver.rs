@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::figures::{Counts, count};
 use crate::gateway::{Call, CallError, Gateway, Leadership, Node, Progress, Proposal, Read};
 use crate::own_session::{Name, OwnSessions};
-use crate::peers::Peers;
+use crate::peers::{End, Peers};
 use cairn_proto::meta::command_reply::Result as Answer;
 
 /// Calls and messages that wait for the driver.
@@ -44,8 +44,8 @@ pub(crate) enum FromPeer {
         messages: Vec<PeerMessage>,
     },
     Unreachable(u64),
-    /// The others say that this member was removed.
-    Removed,
+    /// The others say that this member never comes back.
+    Ended(End),
 }
 
 /// Whoever must hear what was applied.
@@ -129,11 +129,13 @@ impl<A: Audience> Driver<A> {
         Arc::clone(&self.counts)
     }
 
-    /// Until it is told to stop, or cannot go on. A removed member writes down that it is one.
+    /// Until it is told to stop, or cannot go on. A member that never comes back writes that down.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), NodeError> {
         let ended = self.turn_after_turn(shutdown).await;
-        if let Err(NodeError::Removed { .. }) = &ended {
-            self.node.store_mut().update_member(|file| file.removed = true)?;
+        match &ended {
+            Err(NodeError::Removed { .. }) => self.node.store_mut().update_member(|file| file.removed = true)?,
+            Err(NodeError::LostMemory { .. }) => self.node.store_mut().update_member(|file| file.lost_memory = true)?,
+            _ => {}
         }
         ended
     }
@@ -143,6 +145,7 @@ impl<A: Audience> Driver<A> {
         // After a pause of the process time went by once, not many times.
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut messages, mut calls) = (Vec::with_capacity(TURN), Vec::with_capacity(TURN));
+        self.peers.in_joint(self.node.is_joint());
         self.audience.replaced(&self.node);
         self.drain()?;
         loop {
@@ -205,7 +208,13 @@ impl<A: Audience> Driver<A> {
     fn hear(&mut self, input: FromPeer) -> Result<(), NodeError> {
         match input {
             FromPeer::Unreachable(member) => self.node.handle_unreachable(member),
-            FromPeer::Removed => return Err(NodeError::Removed { id: self.node.store().member().member }),
+            FromPeer::Ended(end) => {
+                let id = self.node.store().member().member;
+                return Err(match end {
+                    End::Removed => NodeError::Removed { id },
+                    End::LostMemory => NodeError::LostMemory { id },
+                });
+            }
             FromPeer::Messages { from, messages } => {
                 for message in messages {
                     self.node.handle_message(from, message)?;
@@ -370,6 +379,8 @@ impl<A: Audience> Driver<A> {
             Output::Applied { ticket, applied, .. } => {
                 count(&self.counts.applied);
                 if !applied.events.is_empty() {
+                    // First: who leaves is not to be told so while it is still needed.
+                    self.peers.in_joint(self.node.is_joint());
                     self.audience.applied(applied.events);
                 }
                 if let (Some(ticket), Some(answer)) = (ticket, applied.reply.result) {
@@ -384,6 +395,7 @@ impl<A: Audience> Driver<A> {
             Output::Role(role) => self.notice(role),
             Output::StateReplaced { .. } => {
                 count(&self.counts.snapshots_installed);
+                self.peers.in_joint(self.node.is_joint());
                 self.audience.replaced(&self.node);
             }
         }

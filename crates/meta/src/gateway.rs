@@ -8,7 +8,7 @@ use cairn_meta_core::{Failure, Machine, Refusal, StateRead};
 use cairn_meta_raft::{Position, Role, StoreError};
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{Command, CommandError};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::disk::{MemberFile, RocksStore, StateView};
@@ -252,6 +252,11 @@ impl Gateway {
             judged(&view, result)
         };
         tokio::task::spawn_blocking(work).await.unwrap_or(Err(CallError::Stopping))
+    }
+
+    /// Leave to read for long on a thread of its own, if there is any left.
+    pub(crate) fn aside(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.asides).try_acquire_owned().ok()
     }
 
     /// The same, with all of the member to look at.

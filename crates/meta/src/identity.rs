@@ -42,6 +42,8 @@ pub(crate) enum Verdict {
     Refused(String),
     /// It was a member.
     Removed(String),
+    /// Its number is known by another directory: it lost what it had promised.
+    LostMemory(String),
 }
 
 impl Identity {
@@ -62,9 +64,14 @@ impl Identity {
         if self.is_removed(hello.from) && self.is_ours(hello) {
             return Verdict::Removed(format!("member {} was removed from this cluster", hello.from));
         }
-        match self.objection(hello) {
-            Some(words) => Verdict::Refused(words),
-            None => {
+        match (self.objection(hello), self.other_directory(hello)) {
+            (Some(words), _) => Verdict::Refused(words),
+            (None, Some(words)) => {
+                // Of a line of members that this one does not know it says nothing for ever.
+                let same_line = hello.lineage.is_empty() || hello.lineage == self.members.lineage;
+                if same_line { Verdict::LostMemory(words) } else { Verdict::Refused(words) }
+            }
+            (None, None) => {
                 let directory = Uuid::from_slice(&hello.directory).unwrap_or_default();
                 match self.peers.get(&hello.from) {
                     Some(known) if *known == directory => Verdict::Known,
@@ -128,14 +135,18 @@ impl Identity {
         if self.cluster.is_nil() && !self.genesis.contains(&peer) {
             return Some(format!("member {peer} is none of {}, with which this cluster began", list(&self.genesis)));
         }
-        let directory = match Uuid::from_slice(&hello.directory) {
-            Ok(directory) if !directory.is_nil() => directory,
-            _ => return Some(format!("member {peer} does not name its directory")),
-        };
-        // Before the cluster has a name nothing was promised, and a directory may still be made anew.
+        let unnamed = Uuid::from_slice(&hello.directory).map_or(true, |directory| directory.is_nil());
+        unnamed.then(|| format!("member {peer} does not name its directory"))
+    }
+
+    /// Whether the number is known by another directory. Votes and acknowledgements come before the cluster has a name:
+    /// whoever was met once stays who it was, also for a member that has applied nothing yet.
+    fn other_directory(&self, hello: &Hello) -> Option<String> {
+        let peer = hello.from;
+        let directory = Uuid::from_slice(&hello.directory).unwrap_or_default();
         let begun = self.members.members.iter().find(|m| m.id == peer && !m.directory.is_empty());
         let begun = begun.and_then(|m| Uuid::from_slice(&m.directory).ok());
-        let known = begun.or_else(|| self.peers.get(&peer).copied()).filter(|_| !self.cluster.is_nil())?;
+        let known = begun.or_else(|| self.peers.get(&peer).copied())?;
         (known != directory).then(|| {
             format!(
                 "member {peer} comes with a new directory ({directory}, known was {known}): what it had promised is \
@@ -171,6 +182,13 @@ mod tests {
         }
     }
 
+    fn forgotten(me: &Identity, hello: &Hello) -> String {
+        match me.judge(hello) {
+            Verdict::LostMemory(words) => words,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn a_peer_is_met_once_and_known_after() {
         let (mut one, two) = (identity(1), identity(2));
@@ -184,9 +202,16 @@ mod tests {
         let mut one = identity(1);
         one.peers.insert(2, Uuid::from_u128(2));
         let wiped = Identity { directory: Uuid::from_u128(99), cluster: Uuid::nil(), ..identity(2) };
-        assert!(refusal(&one, &wiped.hello(1)).contains("new directory"));
+        assert!(forgotten(&one, &wiped.hello(1)).contains("new directory"));
         one.cluster = Uuid::nil();
-        assert!(matches!(one.judge(&wiped.hello(1)), Verdict::Met { .. }), "a cluster without a name remembers nobody");
+        assert!(
+            forgotten(&one, &wiped.hello(1)).contains("new directory"),
+            "it may have voted before there was a name"
+        );
+        // Of another line of members, which was restored: not for this one to judge for ever.
+        let restored = MembersRecord { lineage: vec![3; 16].into(), ..MembersRecord::default() };
+        let other_line = Identity { members: restored, ..wiped };
+        assert!(refusal(&one, &other_line.hello(1)).contains("new directory"));
     }
 
     #[test]
@@ -231,6 +256,6 @@ mod tests {
         let begun = MemberRecord { id: 4, directory: vec![7; 16].into(), ..MemberRecord::default() };
         let members = MembersRecord { members: vec![begun], next_id: 5, ..MembersRecord::default() };
         let one = Identity { members, ..identity(1) };
-        assert!(refusal(&one, &identity(4).hello(1)).contains("new directory"));
+        assert!(forgotten(&one, &identity(4).hello(1)).contains("new directory"));
     }
 }

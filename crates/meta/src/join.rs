@@ -10,7 +10,7 @@ use std::time::Duration;
 use cairn_meta_raft::StoreError;
 use cairn_proto::meta::change_member_request::Change;
 use cairn_proto::meta::meta_client::MetaClient;
-use cairn_proto::meta::{AddMember, ChangeMemberReply, ChangeMemberRequest};
+use cairn_proto::meta::{AddMember, ChangeMemberReply, ChangeMemberRequest, ErrorCode};
 use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::Endpoint;
@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::disk::{self, Beginning};
+use crate::doors::errors;
 
 /// How long the cluster is asked before the member gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -76,9 +77,21 @@ pub(crate) async fn join(config: &Config) -> Result<(u64, Beginning), JoinError>
     Ok((id, Beginning { genesis: reply.genesis, addresses, cluster, directory: Some(directory) }))
 }
 
+/// Whether the same question may be answered otherwise in a moment: nobody answered, the members are not written down yet,
+/// another one is just being added, or was in the same moment.
+fn may_pass(status: &tonic::Status) -> bool {
+    match errors::refused(status) {
+        Some(refusal) => matches!(refusal.code(), ErrorCode::Conflict | ErrorCode::FailedPrecondition),
+        None => matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Aborted
+        ),
+    }
+}
+
 async fn ask(members: &[String], add: &AddMember) -> Result<ChangeMemberReply, JoinError> {
     let began = Instant::now();
-    let mut last = String::new();
+    let (mut last, mut refused) = (String::new(), false);
     while began.elapsed() < PATIENCE {
         for address in members {
             let endpoint = match Endpoint::from_shared(format!("http://{address}")) {
@@ -89,15 +102,16 @@ async fn ask(members: &[String], add: &AddMember) -> Result<ChangeMemberReply, J
             let request = ChangeMemberRequest { change, ..ChangeMemberRequest::default() };
             match MetaClient::new(endpoint.connect_lazy()).change_member(request).await {
                 Ok(reply) => return Ok(reply.into_inner()),
-                Err(status) => match status.code() {
-                    Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Aborted => {
-                        last = status.message().to_owned();
-                    }
-                    _ => return Err(JoinError::Refused(status.message().to_owned())),
-                },
+                Err(status) if may_pass(&status) => {
+                    (last, refused) = (status.message().to_owned(), errors::refused(&status).is_some());
+                }
+                Err(status) => return Err(JoinError::Refused(status.message().to_owned())),
             }
         }
         tokio::time::sleep(PAUSE).await;
+    }
+    if refused {
+        return Err(JoinError::Refused(last));
     }
     Err(JoinError::Unreachable { asked: members.join(", "), waited_s: PATIENCE.as_secs(), last })
 }

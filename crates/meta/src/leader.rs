@@ -1,15 +1,15 @@
-//! What only the leader's memory knows: when leases end, and which OSDs report. Any member is asked; one that does not
-//! lead asks the leader. The tasks here turn that memory into commands while this member leads.
+//! What only the leader's memory knows: when leases end, which OSDs report, and how far the other members are. Any member
+//! is asked; one that does not lead asks the leader. The tasks here turn that memory into commands while this member leads.
+
+mod members;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cairn_meta_core::Refusal;
 use cairn_proto::meta::command::Payload;
-use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    BeginMembers, ChangeMemberReply, ChangeMemberRequest, Command, DownEvidence, ErrorCode, InitCluster, LeaseExpire,
-    Member, OsdReports, ReportDownRequest, ReportOsdReply, ReportOsdRequest,
+    BeginMembers, Command, DownEvidence, InitCluster, LeaseExpire, Member, OsdReports, ReportDownRequest,
+    ReportOsdReply, ReportOsdRequest,
 };
 use cairn_proto::meta_raft::raft_client::RaftClient;
 use cairn_proto::meta_raft::{LeaseQuestion, LeaseTimes};
@@ -22,13 +22,14 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use crate::clock;
 use crate::doors::errors;
 use crate::gateway::{CallError, DEADLINE, Gateway};
 use crate::leases::Leases;
 use crate::liveness::{Facts, Liveness};
-use crate::membership::{Step, View};
 use crate::peers::Peers;
 use crate::tend::Tended;
+use members::Pace;
 
 /// Reports of several OSDs share one command: the first waits this long for others, and two commands are at least
 /// [`NEWS_PAUSE`] apart.
@@ -51,12 +52,14 @@ pub(crate) struct Leader {
     leases: Arc<Leases>,
     liveness: Arc<Mutex<Liveness>>,
     news: Arc<Notify>,
+    pace: Arc<Mutex<Pace>>,
     me: u64,
 }
 
 impl Leader {
     pub(crate) fn new(me: u64, gateway: Gateway, peers: Arc<Peers>, leases: Arc<Leases>) -> Self {
-        Self { gateway, peers, leases, liveness: Arc::default(), news: Arc::default(), me }
+        let (liveness, news, pace) = (Arc::default(), Arc::default(), Arc::default());
+        Self { gateway, peers, leases, liveness, news, pace, me }
     }
 
     fn liveness(&self) -> MutexGuard<'_, Liveness> {
@@ -106,7 +109,7 @@ impl Leader {
             let map = machine.map();
             let facts = |osd: &Osd| Facts { up: osd.up, capacity: osd.capacity };
             let alive = map.osds.get(&id).filter(|o| o.incarnation == incarnation && o.dead_through < incarnation);
-            (map.epoch, alive.map(facts), cairn_meta_core::scrub::orders(machine, id, clock_s()))
+            (map.epoch, alive.map(facts), cairn_meta_core::scrub::orders(machine, id, clock::now_s()))
         });
         let (epoch, facts, scrubs) = known.await?;
         let Some(facts) = facts else {
@@ -116,101 +119,6 @@ impl Leader {
             self.news.notify_one();
         }
         Ok(Some(ReportOsdReply { epoch: epoch.0, dead: false, scrubs }))
-    }
-
-    /// A change of members, judged and carried out by the leader.
-    pub(crate) async fn change_member(&self, request: ChangeMemberRequest) -> Result<ChangeMemberReply, CallError> {
-        let here = || self.change_member_here(&request);
-        let there = |mut leader: RaftClient<Channel>| {
-            let request = request.clone();
-            async move { leader.change_member(request).await.map(|r| r.into_inner()) }
-        };
-        self.ask(here, there).await
-    }
-
-    /// The same, if this member leads.
-    pub(crate) async fn change_member_here(
-        &self,
-        request: &ChangeMemberRequest,
-    ) -> Result<Option<ChangeMemberReply>, CallError> {
-        if !self.gateway.leadership().surely {
-            return Ok(None);
-        }
-        let view = self.view().await?;
-        let change = request.change.clone();
-        let change = change.ok_or_else(|| Refusal::new(ErrorCode::InvalidArgument, "the request names no change"))?;
-        let step = match view.judge(&change) {
-            Ok(Step::Transfer { .. }) if request.dry_run => Step::Change(change),
-            Ok(step) => step,
-            // What was carried out before is answered as it was then, whatever would be said today.
-            Err(refusal) => return Err(refusal.into()),
-        };
-        match step {
-            Step::Transfer { to } => {
-                tracing::info!(to, "hands over the lead, because this member is to go");
-                self.gateway.transfer_leader(to).await?;
-                Ok(None)
-            }
-            Step::Change(change) => {
-                let request = ChangeMemberRequest { change: Some(change), ..request.clone() };
-                if request.dry_run {
-                    let rehearsed = self.gateway.query(move |machine, state| machine.rehearse_member(state, &request));
-                    return rehearsed.await.map(Some);
-                }
-                self.carry_out(request).await.map(Some)
-            }
-        }
-    }
-
-    async fn carry_out(&self, mut request: ChangeMemberRequest) -> Result<ChangeMemberReply, CallError> {
-        let mutation = request.mutation.take().unwrap_or_default();
-        let mut command = command(Payload::ChangeMember(request), mutation.request_id);
-        let answer = match mutation.session.is_empty() {
-            true => self.gateway.propose_once(command).await?,
-            false => {
-                (command.session, command.seq) = (mutation.session, mutation.seq);
-                command.acked_through = mutation.acked_through;
-                self.gateway.propose(command).await?
-            }
-        };
-        match answer {
-            Answer::ChangeMember(reply) => {
-                tracing::info!("members: {}", reply.words);
-                Ok(reply)
-            }
-            _ => Err(CallError::Stopping),
-        }
-    }
-
-    async fn view(&self) -> Result<View, CallError> {
-        let seen = self
-            .gateway
-            .look(|node| (node.machine().members().clone(), node.following(), node.last().index, node.is_changing()));
-        let (members, following, last, changing) = seen.await?;
-        let ids = members.members.iter().map(|m| m.id);
-        let reachable = ids.filter(|id| self.peers.is_reachable(*id)).collect();
-        Ok(View { leader: self.me, members, reachable, following, last, changing })
-    }
-
-    /// Members that were added vote once they have caught up; those that they replace go.
-    async fn tend_members(&self) {
-        if !View::is_unsettled(&self.peers.members()) {
-            return;
-        }
-        let Ok(view) = self.view().await else { return };
-        match view.next_step() {
-            Some(Step::Transfer { to }) => {
-                tracing::info!(to, "hands over the lead, because this member is being replaced");
-                let _ = self.gateway.transfer_leader(to).await;
-            }
-            Some(Step::Change(change)) => {
-                let request = ChangeMemberRequest { change: Some(change), ..ChangeMemberRequest::default() };
-                if let Err(error) = self.carry_out(request).await {
-                    tracing::debug!("a change of members waits: {error}");
-                }
-            }
-            None => {}
-        }
     }
 
     /// Asks here if this member leads, else the leader, again while leadership changes.
@@ -288,7 +196,7 @@ impl Leader {
         }
     }
 
-    /// A new cluster gets its name.
+    /// A new cluster gets its name, and its members are written down; again, until both are.
     async fn begin_cluster(&self) {
         let cluster = self.gateway.local(|machine, _| machine.cluster()).await;
         if cluster == Ok(None) {
@@ -351,6 +259,7 @@ impl Leader {
             if let Some(payload) = tended.due(&self.gateway).await {
                 self.tell("tend placement", payload).await;
             }
+            self.begin_cluster().await;
             self.tend_members().await;
         }
     }
@@ -375,13 +284,13 @@ impl Leader {
     }
 }
 
-/// Seconds since 1970.
-fn clock_s() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |d| d.as_secs())
-}
-
 /// A command with this payload and the present time; without a session.
 pub(crate) fn command(payload: Payload, request_id: String) -> Command {
-    Command { version: COMMAND_VERSION, request_id, now_s: clock_s(), payload: Some(payload), ..Command::default() }
+    Command {
+        version: COMMAND_VERSION,
+        request_id,
+        now_s: clock::now_s(),
+        payload: Some(payload),
+        ..Command::default()
+    }
 }

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backup;
+mod clock;
 mod config;
 pub mod disk;
 mod doors;

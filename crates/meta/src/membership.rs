@@ -9,7 +9,8 @@ use cairn_meta_raft::Following;
 use cairn_proto::meta::change_member_request::Change;
 use cairn_proto::meta::{AddMember, ErrorCode, MemberRecord, MembersRecord, PromoteMember};
 
-/// A learner this close to the end of the log has caught up.
+/// A member this close to what is committed has caught up; under load, as close as one look of the leader at the members
+/// is to the next (Raft thesis 4.2.1: one round).
 const CLOSE: u64 = 256;
 
 /// What the leader sees.
@@ -19,8 +20,10 @@ pub(crate) struct View {
     pub(crate) members: MembersRecord,
     pub(crate) reachable: Vec<u64>,
     pub(crate) following: Vec<Following>,
-    /// The end of the log.
-    pub(crate) last: u64,
+    /// What a majority has.
+    pub(crate) committed: u64,
+    /// How much was committed between the last two looks.
+    pub(crate) round: u64,
     /// Another change is under way.
     pub(crate) changing: bool,
 }
@@ -48,7 +51,13 @@ impl View {
     }
 
     fn has_caught_up(&self, id: u64) -> bool {
-        self.reachable.contains(&id) && self.matched(id) > 0 && self.matched(id) + CLOSE >= self.last
+        let close = self.matched(id) + CLOSE.max(self.round) >= self.committed;
+        self.reachable.contains(&id) && self.matched(id) > 0 && close
+    }
+
+    /// Whether it counts towards a majority now, and not only once it has received what it lacks.
+    fn stands(&self, id: u64) -> bool {
+        id == self.leader || self.has_caught_up(id)
     }
 
     /// Whom to give the lead to, if it is not to be `not`.
@@ -68,7 +77,7 @@ impl View {
                         "member {} has not caught up: it has the log through {} of {}",
                         learner.id,
                         self.matched(learner.id),
-                        self.last
+                        self.committed
                     );
                     Err(precondition(words, "start it, and wait: it votes by itself once it has caught up"))
                 }
@@ -84,7 +93,12 @@ impl View {
             let words = format!("member {} is a learner, and has no vote that another could take over", old.id);
             return Err(precondition(words, &format!("cairn meta remove {}", old.id)));
         }
-        Ok(Step::Change(Change::Add(AddMember { id: self.members.next_id, ..add.clone() })))
+        // One that was announced, or asks again, begins under the number it has: raft has nothing to change.
+        let known = |m: &MemberRecord| m.learner && m.address == add.address;
+        let asks_again = |m: &MemberRecord| !add.directory.is_empty() && m.directory == add.directory;
+        let begins = self.members.members.iter().any(|m| known(m) || asks_again(m));
+        let id = if begins { 0 } else { self.members.next_id };
+        Ok(Step::Change(Change::Add(AddMember { id, ..add.clone() })))
     }
 
     fn judge_removal(&self, id: u64) -> Result<Step, Refusal> {
@@ -107,28 +121,36 @@ impl View {
         {
             return Ok(Step::Transfer { to });
         }
-        // The only voter cannot go before the new one votes: it goes in a second step.
-        let instead_of = if replaced == self.leader { 0 } else { replaced };
-        let voters: Vec<u64> = self.voters().into_iter().filter(|v| *v != instead_of).chain([id]).collect();
+        // Both in one step takes a majority of the old voters too, and the one that goes may be gone before it ends. Where
+        // the others are none, and where it leads because it is the only one, it goes in a second step.
+        let now = self.voters();
+        let others = now.iter().filter(|v| **v != replaced && self.stands(**v)).count();
+        let at_once = replaced != self.leader && others > now.len() / 2;
+        let instead_of = if at_once { replaced } else { 0 };
+        let voters: Vec<u64> = now.into_iter().filter(|v| *v != instead_of).chain([id]).collect();
         self.keeps_majority(&voters, &format!("with member {id}"))?;
         Ok(Step::Change(Change::Promote(PromoteMember { id, instead_of })))
     }
 
     fn keeps_majority(&self, voters: &[u64], when: &str) -> Result<(), Refusal> {
-        let reachable = voters.iter().filter(|id| self.reachable.contains(id)).count();
+        let standing = voters.iter().filter(|id| self.stands(**id)).count();
         let needed = voters.len() / 2 + 1;
-        if reachable >= needed {
+        if standing >= needed {
             return Ok(());
         }
-        let silent: Vec<String> =
-            voters.iter().filter(|id| !self.reachable.contains(id)).map(|id| format!("member {id}")).collect();
-        let silent = silent.join(", ");
+        let why_not = |id: &u64| match self.reachable.contains(id) {
+            true => format!("member {id} has the log through {} of {}", self.matched(*id), self.committed),
+            false => format!("member {id} cannot be reached"),
+        };
+        let missing: Vec<String> = voters.iter().filter(|id| !self.stands(**id)).map(why_not).collect();
         let words = format!(
-            "{when} only {reachable} of {} voting members could be reached, and a majority is {needed}: nothing could \
-             be decided any more (not reachable: {silent})",
-            voters.len()
+            "{when} only {standing} of {} voting members could decide, and a majority is {needed}: nothing could be \
+             decided any more ({})",
+            voters.len(),
+            missing.join(", ")
         );
-        Err(precondition(words, "bring these back first, or replace them: cairn meta replace ID ADDRESS"))
+        let remedy = "bring these back and let them catch up, or replace them: cairn meta replace ID ADDRESS";
+        Err(precondition(words, remedy))
     }
 
     /// What is due for members that were added, without anybody asking again.
@@ -169,7 +191,8 @@ mod tests {
         let next_id = members.iter().map(|m| m.id).max().unwrap_or(0) + 1;
         let following = members.iter().map(|m| Following { id: m.id, voter: !m.learner, matched: 1000 }).collect();
         let members = MembersRecord { members: members.to_vec(), next_id, ..MembersRecord::default() };
-        View { leader: 1, members, reachable: reachable.to_vec(), following, last: 1000, changing: false }
+        let reachable = reachable.to_vec();
+        View { leader: 1, members, reachable, following, committed: 1000, round: 0, changing: false }
     }
 
     fn voters(count: u64) -> Vec<MemberRecord> {
@@ -184,7 +207,7 @@ mod tests {
     fn a_removal_that_would_lose_the_majority_is_refused_in_words() {
         let three = view(&voters(3), &[1, 2]);
         let words = refused(three.judge(&Change::Remove(2)));
-        assert!(words.contains("only 1 of 2") && words.contains("member 3"), "{words}");
+        assert!(words.contains("only 1 of 2") && words.contains("member 3 cannot be reached"), "{words}");
         assert_eq!(three.judge(&Change::Remove(3)), Ok(Step::Change(Change::Remove(3))), "the dead one may go");
         assert_eq!(view(&voters(3), &[1, 2, 3]).judge(&Change::Remove(2)), Ok(Step::Change(Change::Remove(2))));
     }
@@ -202,13 +225,60 @@ mod tests {
         let replacing = view(&members, &[1, 3, 4]);
         let swap = Step::Change(Change::Promote(PromoteMember { id: 4, instead_of: 2 }));
         assert_eq!(replacing.next_step(), Some(swap));
-        let behind = View { last: 5000, ..replacing.clone() };
+        let behind = View { committed: 5000, ..replacing.clone() };
         assert_eq!(behind.next_step(), None);
         assert!(
             refused(behind.judge(&Change::Promote(PromoteMember { id: 4, instead_of: 0 }))).contains("1000 of 5000")
         );
         members[3].replaces = 1;
         assert!(matches!(view(&members, &[1, 2, 3, 4]).next_step(), Some(Step::Transfer { .. })));
+    }
+
+    #[test]
+    fn who_begins_under_the_number_it_was_announced_with_gets_no_second_one() {
+        let mut members = voters(3);
+        members.push(MemberRecord { directory: vec![7; 16].into(), ..member(4, true, 0) });
+        let view = view(&members, &[1, 2, 3]);
+        let asks = |address: &str, directory: u8| {
+            let add =
+                AddMember { address: address.into(), directory: vec![directory; 16].into(), ..AddMember::default() };
+            match view.judge(&Change::Add(add)).unwrap() {
+                Step::Change(Change::Add(add)) => add.id,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((asks("h:4", 9), asks("elsewhere:1", 7), asks("h:5", 8)), (0, 0, 5));
+    }
+
+    #[test]
+    fn a_living_member_is_replaced_in_two_steps_where_the_others_are_no_majority() {
+        let mut members = voters(3);
+        members.push(member(4, true, 2));
+        // 3 is down: with 2 gone in the middle of one step, nobody could end it.
+        let first = view(&members, &[1, 2, 4]);
+        assert_eq!(first.next_step(), Some(Step::Change(Change::Promote(PromoteMember { id: 4, instead_of: 0 }))));
+        members[3].learner = false;
+        assert_eq!(view(&members, &[1, 2, 4]).next_step(), Some(Step::Change(Change::Remove(2))));
+    }
+
+    #[test]
+    fn who_is_far_behind_is_no_part_of_a_majority() {
+        let mut three = view(&voters(3), &[1, 2, 3]);
+        three.following[2].matched = 10;
+        three.committed = 9000;
+        three.following[1].matched = 9000;
+        let words = refused(three.judge(&Change::Remove(2)));
+        assert!(words.contains("member 3 has the log through 10 of 9000"), "{words}");
+        assert!(three.judge(&Change::Remove(3)).is_ok());
+    }
+
+    #[test]
+    fn close_is_as_far_as_the_load_goes_between_two_looks() {
+        let mut learner = view(&[member(1, false, 0), member(2, true, 0)], &[1, 2]);
+        learner.committed = 4000;
+        assert_eq!(learner.next_step(), None);
+        learner.round = 3000;
+        assert!(learner.next_step().is_some(), "it will never be closer under this load");
     }
 
     #[test]

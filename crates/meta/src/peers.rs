@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::clock;
 use crate::driver::FromPeer;
 use crate::gateway::Gateway;
 use crate::identity::{Identity, Verdict};
@@ -76,6 +77,27 @@ pub(crate) struct Peers {
     changed: Notify,
     /// Without a word for this long a member counts as not reachable.
     patience: Duration,
+}
+
+impl State {
+    fn is_member(&self, id: u64) -> bool {
+        let members = &self.identity.members.members;
+        members.iter().any(|m| m.id == id) || members.is_empty() && self.beginning.contains_key(&id)
+    }
+
+    /// Whose directories are remembered, and who are no members as far as is known here.
+    fn unknown_peers(&self) -> Vec<u64> {
+        self.identity
+            .peers
+            .keys()
+            .copied()
+            .filter(|id| !self.is_member(*id) && !self.identity.is_removed(*id))
+            .collect()
+    }
+
+    fn removed_peers(&self) -> Vec<u64> {
+        self.identity.peers.keys().copied().filter(|id| self.identity.is_removed(*id)).collect()
+    }
 }
 
 impl Peers {
@@ -175,7 +197,7 @@ impl Peers {
     /// Its clock said this when it spoke just now.
     pub(crate) fn clock_of(&self, member: u64, now_ms: u64) {
         if let Some(link) = self.state().links.get_mut(&member).filter(|_| now_ms != 0) {
-            link.skew_ms = now_ms as i64 - now_ms_here() as i64;
+            link.skew_ms = now_ms as i64 - clock::now_ms() as i64;
         }
     }
 
@@ -236,13 +258,20 @@ impl Peers {
         let verdict = self.state().identity.judge(hello);
         match verdict {
             Verdict::Known => {}
-            Verdict::Refused(words) => return Err(Refused { words, removed: false }),
-            Verdict::Removed(words) => return Err(Refused { words, removed: true }),
+            Verdict::Refused(words) => return Err(weather(words)),
+            Verdict::Removed(words) => return Err(Refused { words, end: Some(End::Removed) }),
+            Verdict::LostMemory(words) => return Err(Refused { words, end: Some(End::LostMemory) }),
             Verdict::Met { peer, directory } => {
+                let unknown = self.state().unknown_peers();
+                if unknown.len() >= MOST_UNKNOWN && !self.state().is_member(peer) {
+                    return Err(weather("too many members have called that are not known here"));
+                }
+                let gone = self.state().removed_peers();
                 let saved = gateway.update_member(move |file| {
+                    file.peers.retain(|id, _| !gone.contains(id));
                     file.peers.insert(peer, directory);
                 });
-                saved.await.map_err(|error| Refused { words: error.to_string(), removed: false })?;
+                saved.await.map_err(|error| weather(error.to_string()))?;
                 self.state().identity.peers.insert(peer, directory);
             }
         }
@@ -259,8 +288,17 @@ impl Peers {
 #[derive(Debug)]
 pub(crate) struct Refused {
     pub(crate) words: String,
+    /// Absent where it is no matter of for ever.
+    pub(crate) end: Option<End>,
+}
+
+/// Why a member never comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
     /// It was a member, and never will be again.
-    pub(crate) removed: bool,
+    Removed,
+    /// Its directory is another one than its number's.
+    LostMemory,
 }
 
 /// Keeps a stream to each member alive until shutdown.
@@ -303,13 +341,13 @@ async fn run(peers: Arc<Peers>, mut link: NewLink, gateway: Gateway, driver: mps
     let (mut pause, mut complained) = (RETRY_FIRST, String::new());
     loop {
         let streamed = stream(&peers, to, &mut client, &mut link.queue, &gateway, &mut pause).await;
-        let refused = streamed.err().unwrap_or(Refused { words: String::new(), removed: false });
+        let refused = streamed.err().unwrap_or_else(|| weather(""));
         if refused.words != complained {
             tracing::warn!(member = to, address = %link.address, "no stream to a member: {}", refused.words);
             complained = refused.words;
         }
-        if refused.removed {
-            let _ = driver.send(FromPeer::Removed).await;
+        if let Some(end) = refused.end {
+            let _ = driver.send(FromPeer::Ended(end)).await;
         }
         // What waited is out of date by the time the stream stands again.
         while link.queue.try_recv().is_ok() {}
@@ -319,13 +357,8 @@ async fn run(peers: Arc<Peers>, mut link: NewLink, gateway: Gateway, driver: mps
     }
 }
 
-fn now_ms_here() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-}
-
 fn weather(words: impl Into<String>) -> Refused {
-    Refused { words: words.into(), removed: false }
+    Refused { words: words.into(), end: None }
 }
 
 /// One stream, until it breaks. The words say why.
@@ -341,15 +374,20 @@ async fn stream(
     let welcome = greeting.await.map_err(|_| weather("it does not answer"))?;
     let welcome = welcome.map_err(|status| weather(status.message()))?.into_inner();
     if !welcome.refused.is_empty() {
-        return Err(Refused { words: welcome.refused, removed: welcome.removed });
+        let end = match (welcome.removed, welcome.lost_memory) {
+            (true, _) => Some(End::Removed),
+            (_, true) => Some(End::LostMemory),
+            _ => None,
+        };
+        return Err(Refused { words: welcome.refused, end });
     }
-    // That the other was removed is for it to hear, not for this member.
+    // What the other is not is for it to hear, not for this member.
     let admitted = peers.admit(&welcome.hello.unwrap_or_default(), gateway).await;
     admitted.map_err(|refused| weather(refused.words))?;
     peers.heard_from(to);
     *pause = RETRY_FIRST;
     let (frames, receiver) = mpsc::channel(FRAMES);
-    let first = PeerFrame { hello: Some(peers.hello(to)), messages: Vec::new(), now_ms: now_ms_here() };
+    let first = PeerFrame { hello: Some(peers.hello(to)), messages: Vec::new(), now_ms: clock::now_ms() };
     frames.send(first).await.map_err(|_| weather("the stream ended"))?;
     let sending = client.send(ReceiverStream::new(receiver));
     tokio::pin!(sending);
@@ -377,7 +415,7 @@ async fn stream(
 async fn next_frame(queue: &mut mpsc::Receiver<PeerMessage>) -> Option<PeerFrame> {
     let mut frame = PeerFrame::default();
     let Ok(first) = tokio::time::timeout(QUIET, queue.recv()).await else {
-        frame.now_ms = now_ms_here();
+        frame.now_ms = clock::now_ms();
         return Some(frame);
     };
     let first = first?;
@@ -388,6 +426,6 @@ async fn next_frame(queue: &mut mpsc::Receiver<PeerMessage>) -> Option<PeerFrame
         bytes += message.encoded_len();
         frame.messages.push(message);
     }
-    frame.now_ms = now_ms_here();
+    frame.now_ms = clock::now_ms();
     Some(frame)
 }

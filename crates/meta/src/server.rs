@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_meta_core::{Event, kv};
-use cairn_meta_raft::{NodeConfig, NodeError};
+use cairn_meta_raft::{NodeConfig, NodeError, StoreError};
 use cairn_proto::etcdserverpb::auth_server::AuthServer;
 use cairn_proto::etcdserverpb::cluster_server::ClusterServer;
 use cairn_proto::etcdserverpb::kv_server::KvServer;
@@ -60,7 +60,7 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The directory cannot be used.
-    #[error("{}: {cause}", dir.display())]
+    #[error("{}: {cause}{}", dir.display(), remedy_of_opening(cause))]
     Directory {
         /// Which.
         dir: std::path::PathBuf,
@@ -87,7 +87,7 @@ pub enum Error {
     #[error("the network failed: {0}")]
     Transport(#[from] tonic::transport::Error),
     /// The member cannot go on.
-    #[error("member {id} stops: {cause}")]
+    #[error("member {id} stops: {cause}{}", remedy(*id, cause))]
     Node {
         /// Itself.
         id: u64,
@@ -102,6 +102,31 @@ pub enum Error {
         /// What happened.
         what: String,
     },
+}
+
+/// What to do where the cause itself, which lies deeper, cannot know it.
+fn remedy(id: u64, cause: &NodeError) -> String {
+    let replace = format!("--replace {id}");
+    match cause {
+        NodeError::Store(StoreError::Corrupt { .. }) | NodeError::State(_) | NodeError::LostLog { .. } => {
+            replacement(&replace)
+        }
+        _ => String::new(),
+    }
+}
+
+fn remedy_of_opening(cause: &OpenError) -> String {
+    match cause {
+        OpenError::Store(StoreError::Corrupt { .. }) => replacement("--replace ID"),
+        _ => String::new(),
+    }
+}
+
+fn replacement(replace: &str) -> String {
+    format!(
+        "; the other members go on: leave this directory as it is, and start a new member on an empty one with --join \
+         MEMBERS {replace} (of a cluster with one member: cairn meta restore FILE)"
+    )
 }
 
 /// Runs one member until `shutdown`, or until it cannot go on. It serves once this has begun to be polled and the port
@@ -149,6 +174,8 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Cancellation
     let peers = Peers::new(identity, addresses, config.election * 4);
     let node = cairn_meta_raft::Node::open(node_config(&config), store, raft_log::logger());
     let node = node.map_err(|cause| Error::Node { id, cause })?;
+    // Before anybody greets: whoever is judged while nothing is known here could be taken for another.
+    peers.know(node.machine().members().clone());
     tracing::info!(member = id, dir = %config.dir.display(), applied = node.applied().index, "metadata member starts");
     Member::assemble(config, Arc::new(peers), node).run(listener, shutdown).await
 }

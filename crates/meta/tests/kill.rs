@@ -199,7 +199,7 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE * 2;
         loop {
             let leader = self.leader().await;
-            if let Ok(status) = MetaClient::new(self.channel(leader)).status(StatusRequest {}).await {
+            if let Ok(status) = MetaClient::new(self.channel(leader)).status(StatusRequest::default()).await {
                 let members = status.into_inner().members;
                 let voters: Vec<u64> = members.iter().filter(|m| !m.learner).map(|m| m.id).collect();
                 if voters == expected {
@@ -220,7 +220,7 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         loop {
             for at in 0..3 {
-                if let Ok(status) = MetaClient::new(self.channel(at)).status(StatusRequest {}).await {
+                if let Ok(status) = MetaClient::new(self.channel(at)).status(StatusRequest::default()).await {
                     let status = status.into_inner();
                     if status.leader_id == status.member_id && !status.cluster_id.is_empty() {
                         return at;
@@ -264,8 +264,8 @@ fn killed_members_lose_nothing() {
     });
 }
 
-/// Each in turn loses its directory for good, and is replaced at its own address while writers go on and another member
-/// is killed and comes back.
+/// Each in turn loses its directory for good, and is replaced at its own address while writers go on; then a new one is
+/// killed, and comes back from its own disk.
 fn lost_members_are_replaced() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {

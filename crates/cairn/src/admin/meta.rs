@@ -7,20 +7,24 @@ use cairn_proto::meta::change_member_request::Change;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
+use super::meta_here::{self, Here};
 use super::{Metadata, Target};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{self, Format};
+
+/// A member that is asked for a backup gives the next piece within this time.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// What can be asked of the metadata members.
 #[derive(Subcommand)]
 pub(crate) enum MetaVerb {
     /// The members: who votes, who leads, how far each is.
     Ls(Target),
-    /// Add a member: a learner that votes by itself once it has caught up. Start it with
-    /// `cairn meta --dir DIR --listen ADDRESS --join MEMBERS`, before or after.
+    /// Add a member: a learner that votes by itself once it has caught up. One of this host's cluster is started and
+    /// waited for; elsewhere it is started with `cairn meta --dir DIR --listen ADDRESS --join MEMBERS`, before or after.
     Add {
-        /// host:port that the others will reach it at.
-        address: String,
+        /// host:port that the others will reach it at. Without it: one of this host.
+        address: Option<String>,
         /// Leave it a learner, until `cairn meta promote`.
         #[arg(long)]
         learner: bool,
@@ -41,12 +45,12 @@ pub(crate) enum MetaVerb {
         target: Target,
     },
     /// Replace a member, a dead one or one whose disk is lost: a new one catches up, and takes its vote in the step in
-    /// which the old one goes. The address may be the old one's.
+    /// which the old one goes. One of this host's cluster is started and waited for, in a directory of its own.
     Replace {
         /// The number of the one that goes.
         id: u64,
-        /// host:port of the new one.
-        address: String,
+        /// host:port of the new one. Without it: the old one's, where that does not answer, or another one of this host.
+        address: Option<String>,
         /// Say what would be done; do nothing.
         #[arg(long)]
         dry_run: bool,
@@ -111,16 +115,12 @@ pub(crate) async fn run(verb: MetaVerb) -> Outcome {
     match verb {
         MetaVerb::Ls(target) => list(&target).await,
         MetaVerb::Add { address, learner, dry_run, target } => {
-            let add = meta::AddMember { address, stay_learner: learner, ..Default::default() };
-            let reply = change(&target, Change::Add(add), dry_run).await?;
-            next_step(&reply, dry_run, &target);
-            Ok(())
+            let add = meta::AddMember { stay_learner: learner, ..Default::default() };
+            begin(&target, address, add, dry_run).await
         }
         MetaVerb::Replace { id, address, dry_run, target } => {
-            let add = meta::AddMember { address, replaces: id, ..Default::default() };
-            let reply = change(&target, Change::Add(add), dry_run).await?;
-            next_step(&reply, dry_run, &target);
-            Ok(())
+            let add = meta::AddMember { replaces: id, ..Default::default() };
+            begin(&target, address, add, dry_run).await
         }
         MetaVerb::Remove { id, dry_run, target } => change(&target, Change::Remove(id), dry_run).await.map(|_| ()),
         MetaVerb::Promote { id, dry_run, target } => {
@@ -170,6 +170,43 @@ fn to_json(m: &meta::Member, leader: u64) -> Value {
     })
 }
 
+/// A new member: announced, and where it is one of this host started and waited for.
+async fn begin(target: &Target, address: Option<String>, mut add: meta::AddMember, dry_run: bool) -> Outcome {
+    let metadata = target.connect()?;
+    let here = Here::at(target)?;
+    add.address = match (&here, address) {
+        (_, Some(address)) => address,
+        (Some(here), None) => here.address(add.replaces, &metadata.status().await?)?,
+        (None, None) => {
+            let message = "say where it is to be: no cluster runs here from --dir, so the address is not known";
+            return Err(Failure::new(Code::Failed, message));
+        }
+    };
+    let Some(mut here) = here.filter(|here| !dry_run && here.is_here(&add.address)) else {
+        let reply = change(target, Change::Add(add), dry_run).await?;
+        next_step(&reply, dry_run, target);
+        return Ok(());
+    };
+    // What would be refused is refused before anything stops.
+    let request = meta::ChangeMemberRequest { dry_run: true, change: Some(Change::Add(add.clone())), mutation: None };
+    metadata.0.change_member(request).await?;
+    let made_room = here.make_room(&add).await?;
+    let reply = match change(target, Change::Add(add.clone()), false).await {
+        Err(failure) if made_room => {
+            here.take_back(&add)?;
+            return Err(failure);
+        }
+        reply => reply?,
+    };
+    let id = reply.member.map_or(0, |member| member.id);
+    here.start(id, add.address)?;
+    meta_here::wait_for(&metadata, id, add.stay_learner).await?;
+    if target.output == Format::Table {
+        println!("member {id} {}", if add.stay_learner { "learns" } else { "votes" });
+    }
+    Ok(())
+}
+
 async fn change(target: &Target, change: Change, dry_run: bool) -> Result<meta::ChangeMemberReply, Failure> {
     let metadata = target.connect()?;
     let request = meta::ChangeMemberRequest { mutation: None, dry_run, change: Some(change) };
@@ -197,7 +234,10 @@ async fn backup(file: &std::path::Path, target: &Target) -> Outcome {
     let metadata = target.connect()?;
     let mut pieces = metadata.0.backup().await?;
     let (mut index, mut last) = (0, false);
-    while let Some(piece) = pieces.message().await.map_err(Failure::while_("the backup broke off"))? {
+    loop {
+        let next = tokio::time::timeout(SILENCE, pieces.message()).await;
+        let next = next.map_err(|_| Failure::new(Code::Failed, "the backup broke off: the member fell silent"))?;
+        let Some(piece) = next.map_err(Failure::while_("the backup broke off"))? else { break };
         index = piece.head.as_ref().map_or(index, |head| head.index);
         last = writer.take(piece).map_err(failed)?;
     }
@@ -205,8 +245,6 @@ async fn backup(file: &std::path::Path, target: &Target) -> Outcome {
         return Err(Failure::new(Code::Failed, "the backup broke off; nothing was written; try again"));
     }
     let (bytes, records) = writer.finish().map_err(failed)?;
-    // What was written is read again, as a restore would read it.
-    cairn_meta::backup::read(file, &mut |_| {}).map_err(failed)?;
     if target.output == Format::Json {
         output::json(&json!({"file": file, "bytes": bytes, "records": records, "index": index}));
     } else {

@@ -1,6 +1,7 @@
 //! The administrator's verbs: what the metadata service knows, shown, and the few things an admin asks of it.
 
 mod meta;
+mod meta_here;
 mod moving;
 mod node;
 mod osd;
@@ -45,6 +46,15 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// The members as far as this host, or whoever asks, knows them.
+    fn endpoints(&self) -> Vec<String> {
+        let described = || Cluster::load(&Layout::at(&self.dir).ok()?).ok()?;
+        match self.meta.is_empty() && self.dir.join("cluster.json").exists() {
+            true => described().map(|cluster| cluster.meta_endpoints()).unwrap_or_default(),
+            false => self.meta.clone(),
+        }
+    }
+
     pub(crate) fn connect(&self) -> Result<Metadata, Failure> {
         if !self.meta.is_empty() {
             return Metadata::at(&self.meta);
@@ -79,7 +89,7 @@ impl Metadata {
     }
 
     pub(crate) async fn status(&self) -> Result<api::StatusReply, Failure> {
-        Ok(self.0.status(api::StatusRequest {}).await?)
+        Ok(self.0.status(api::StatusRequest::default()).await?)
     }
 
     pub(crate) async fn health(&self) -> Result<api::HealthReply, Failure> {

@@ -1,12 +1,13 @@
 //! `cairn meta restore`: refused while anybody of the old cluster answers; then one directory, or those of all members of
 //! a cluster that `cairn up` made.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use cairn_host::supervisor::State;
 use cairn_host::{Cluster, Layout};
-use cairn_meta::restore::{Options as One, rehearse, restore};
+use cairn_meta::restore::{Options as One, RestoreError, rehearse, restore};
 use cairn_proto::meta;
 use serde_json::json;
 use uuid::Uuid;
@@ -33,20 +34,53 @@ pub(crate) async fn run(options: Options, target: &Target) -> Outcome {
     let failed = |error: cairn_meta::restore::RestoreError| Failure::new(Code::Failed, error.to_string());
     let first = all.first().ok_or_else(|| Failure::new(Code::Failed, "there is no member to restore"))?;
     let head = rehearse(first).map_err(failed)?;
+    if options.data.is_some() {
+        first.refuse_if_used().map_err(failed)?;
+    }
     let old = head.members.iter().map(|m| m.address.clone());
-    let mut asked: Vec<String> = old.chain(first.members.iter().map(|(_, address)| address.clone())).collect();
-    asked.sort();
-    asked.dedup();
+    let mut asked: BTreeSet<String> = old.chain(first.members.iter().map(|(_, address)| address.clone())).collect();
+    asked.extend(target.endpoints());
     for address in &asked {
         refuse_if_alive(address, &head).await?;
     }
     if !options.dry_run {
-        for one in &all {
-            restore(one).map_err(failed)?;
-        }
+        make(&all, options.data.is_none()).map_err(failed)?;
     }
     tell(&options, &all, &head, target);
     Ok(())
+}
+
+/// All directories, or none. What the members of this host's cluster had is put aside, and never deleted.
+fn make(all: &[One], put_aside: bool) -> Result<(), RestoreError> {
+    let mut made: Vec<(&One, Option<PathBuf>)> = Vec::new();
+    for one in all {
+        let aside = if put_aside { aside(one)? } else { None };
+        made.push((one, aside));
+        if let Err(error) = restore(one) {
+            for (one, aside) in made {
+                let _ = std::fs::remove_dir_all(&one.dir);
+                if let Some(aside) = aside {
+                    let _ = std::fs::rename(aside, &one.dir);
+                }
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Where the old contents went; `None`: there were none.
+fn aside(one: &One) -> Result<Option<PathBuf>, RestoreError> {
+    if one.refuse_if_used().is_ok() {
+        return Ok(None);
+    }
+    let name = one.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let free = (1..).map(|n| one.dir.with_file_name(format!("{name}.before-restore-{n}"))).find(|path| !path.exists());
+    let path = free.expect("some number is free");
+    match std::fs::rename(&one.dir, &path) {
+        Ok(()) => Ok(Some(path)),
+        Err(_) => Err(RestoreError::NotEmpty(one.dir.clone())),
+    }
 }
 
 /// One directory as told, or those of the cluster on this host.
@@ -108,6 +142,17 @@ fn tell(options: &Options, all: &[One], head: &meta::BackupHead, target: &Target
     }
     let would = if options.dry_run { "would make" } else { "made" };
     println!("{would} {} from the state of log entry {}, map epoch {}", dirs.join(", "), head.index, head.epoch);
+    if options.data.is_none() {
+        println!(
+            "what these directories held before lies beside them (*.before-restore-*); delete it when all is well"
+        );
+    }
+    let named: Vec<u64> = all.iter().map(|one| one.id).collect();
+    let elsewhere = all.first().into_iter().flat_map(|one| &one.members).filter(|(id, _)| !named.contains(id));
+    let elsewhere: Vec<String> = elsewhere.map(|(id, address)| format!("member {id} at {address}")).collect();
+    if !elsewhere.is_empty() {
+        println!("do the same, with the same file and the same --lost-osd, where these run: {}", elsewhere.join(", "));
+    }
     println!(
         "what was decided after that backup is not known; start the members, then the OSDs: no placement group is"
     );

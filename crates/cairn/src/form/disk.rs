@@ -11,7 +11,6 @@ use cairn_host::{Cluster, Layout};
 use cairn_store::FormatOptions;
 use cairn_types::map::Osd;
 use clap::Args;
-use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 use uuid::Uuid;
 
@@ -40,7 +39,7 @@ pub(crate) struct OsdCreate {
 /// Formats, adds it to this host's description, and waits until the cluster counts on it.
 pub(crate) async fn create(options: OsdCreate) -> Outcome {
     let layout = up::existing(&options.target.dir)?;
-    let _alone = lock(&layout)?;
+    let _alone = Cluster::lock(&layout).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
     let mut cluster = up::described(&layout)?;
     let supervisor = State::load(&layout).and_then(|state| state.live_supervisor());
     let supervisor = supervisor.ok_or_else(|| {
@@ -101,15 +100,6 @@ fn add(
     disk.uuid = Some(uuid);
     disk.inject_disk_faults.clone_from(&options.inject_disk_faults);
     Ok((disk.clone(), returning))
-}
-
-/// One `osd create` at a time changes the description.
-fn lock(layout: &Layout) -> Result<std::fs::File, Failure> {
-    let path = layout.run().join("cluster.lock");
-    let file = std::fs::File::create(&path).map_err(Failure::while_(format!("cannot write {}", path.display())))?;
-    rustix::fs::flock(&file, FlockOperation::LockExclusive)
-        .map_err(Failure::while_(format!("cannot lock {}", path.display())))?;
-    Ok(file)
 }
 
 /// Formats a blank disk. One that was an OSD of this cluster comes back as what it was. Its name, and whether it was.

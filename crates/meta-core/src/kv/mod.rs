@@ -67,8 +67,12 @@ pub fn in_range(key: &[u8], begin: &[u8], range_end: &[u8]) -> bool {
 
 /// Where the key-value half stands, as its record says.
 pub(crate) fn standing(state: &dyn StateRead) -> Result<KvRecord, Corrupt> {
-    let nothing_yet = KvRecord { revision: 1, compacted: 0, pruned: 0 };
-    Ok(record::load(state, keys::KV)?.unwrap_or(nothing_yet))
+    Ok(record::load(state, keys::KV)?.unwrap_or_else(nothing_yet))
+}
+
+/// Before anything was written.
+pub(crate) fn nothing_yet() -> KvRecord {
+    KvRecord { revision: 1, compacted: 0, pruned: 0 }
 }
 
 fn header(revision: i64) -> Option<ResponseHeader> {

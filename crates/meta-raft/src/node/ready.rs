@@ -4,7 +4,7 @@
 use cairn_meta_core::{Batch, Event};
 use cairn_proto::meta_raft::{PeerMessage, peer_message::Body};
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message};
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message};
 use raft::{Ready, StateRole};
 
 use super::{Node, NodeError, Output, Role, Stage};
@@ -89,6 +89,7 @@ impl<S: Store> Node<S> {
         if counts {
             let conf_state = self.raw.apply_conf_change(&change).map_err(|e| NodeError::Raft(e.to_string()))?;
             let conf_state = membership::ordered(conf_state);
+            self.check_members(at, &conf_state)?;
             slog::info!(self.logger, "the members changed"; "index" => at.index, "now" => ?conf_state);
             self.raw.mut_store().store_mut().apply_change(at, batch, &conf_state)?;
             self.notice_members();
@@ -101,6 +102,20 @@ impl<S: Store> Node<S> {
         }
         self.release_reads();
         Ok(())
+    }
+
+    /// raft's configuration and the written members are one decision: they never differ, not even between two steps.
+    fn check_members(&self, at: Position, conf_state: &ConfState) -> Result<(), NodeError> {
+        let members = &self.machine.members().members;
+        let of = |learner: bool| members.iter().filter(|m| m.learner == learner).map(|m| m.id).collect::<Vec<_>>();
+        if (&conf_state.voters, &conf_state.learners) == (&of(false), &of(true)) {
+            return Ok(());
+        }
+        Err(NodeError::Members {
+            index: at.index,
+            raft: format!("{:?} and learners {:?}", conf_state.voters, conf_state.learners),
+            written: format!("{:?} and learners {:?}", of(false), of(true)),
+        })
     }
 
     pub(super) fn release_reads(&mut self) {

@@ -50,9 +50,13 @@ impl World {
         }
         let command = self.admin.asked.clone().expect("something is asked for");
         let ticket = self.ticket();
-        let change = membership::conf_change(&command).expect("every change here is one of raft's too");
         let node = self.nodes.get_mut(&leader).expect("it leads");
-        if node.propose_change(ticket, &change, command.encode_to_vec()).is_ok() {
+        let bytes = command.encode_to_vec();
+        let taken = match membership::conf_change(&command) {
+            Some(change) => node.propose_change(ticket, &change, bytes),
+            None => node.propose(ticket, bytes),
+        };
+        if taken.is_ok() {
             self.tickets.insert((leader, ticket), ADMIN);
         }
         self.drain(leader, u64::MAX);
@@ -80,6 +84,12 @@ impl World {
         let committed = node.committed();
         let voters: Vec<&MemberRecord> = members.members.iter().filter(|m| !m.learner).collect();
         if let Some(learner) = members.members.iter().find(|m| m.learner) {
+            // It was announced; now a directory begins as it, under the number it has.
+            if learner.directory.is_empty() {
+                let directory = vec![learner.id as u8; 16].into();
+                let address = learner.address.clone();
+                return Some(Change::Add(AddMember { address, directory, ..AddMember::default() }));
+            }
             let matched = following.iter().find(|f| f.id == learner.id).map_or(0, |f| f.matched);
             let instead_of = learner.replaces;
             // A leader does not remove itself.
@@ -87,9 +97,12 @@ impl World {
                 .then_some(Change::Promote(PromoteMember { id: learner.id, instead_of }));
         }
         let lost = voters.iter().find(|m| self.gone.contains(&m.id)).map(|m| m.id);
+        let announced = self.roll(2) == 0;
         let add = |replaces| {
             let id = members.next_id;
-            Change::Add(AddMember { id, address: format!("host-{id}:7400"), replaces, ..AddMember::default() })
+            let directory = if announced { Vec::new() } else { vec![id as u8; 16] }.into();
+            let address = format!("host-{id}:7400");
+            Change::Add(AddMember { id, address, replaces, directory, ..AddMember::default() })
         };
         if let Some(lost) = lost {
             return Some(add(lost));
@@ -116,10 +129,13 @@ impl World {
         let Some(asked) = self.admin.asked.take() else { return };
         let Some(Payload::ChangeMember(request)) = asked.payload else { unreachable!("it asks for nothing else") };
         match (answer, request.change) {
-            (Some(Answer::ChangeMember(reply)), Some(Change::Add(_))) => {
+            (Some(Answer::ChangeMember(reply)), Some(Change::Add(add))) => {
+                // One that was only announced has not begun.
                 let id = reply.member.expect("it was added").id;
-                self.disks.insert(id, MemoryStore::new(&MEMBERS));
-                self.start(id);
+                if !add.directory.is_empty() {
+                    self.disks.insert(id, MemoryStore::new(&MEMBERS));
+                    self.start(id);
+                }
             }
             (Some(Answer::ChangeMember(_)), Some(Change::Promote(promote))) if promote.instead_of != 0 => {
                 self.admin.replaced += 1;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_meta_core::StateRead;
-use cairn_meta_raft::{MemoryStore, Node, NodeConfig, NodeError, Output, Position, Store};
+use cairn_meta_raft::{MemoryStore, Node, NodeConfig, NodeError, Output, Position};
 use cairn_proto::etcdserverpb::PutRequest;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;

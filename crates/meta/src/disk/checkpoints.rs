@@ -135,6 +135,13 @@ impl Checkpoints {
         Ok(self.reader.as_ref().map(|(_, db)| Arc::clone(db)))
     }
 
+    /// Removes one that cannot be read.
+    pub(crate) fn drop_damaged(&mut self, at: Position) -> Result<(), StoreError> {
+        self.reader = None;
+        self.kept.retain(|m| position_of(m) != at);
+        std::fs::remove_dir_all(self.path(at)).map_err(io("cannot remove a damaged checkpoint"))
+    }
+
     /// Nobody reads at the moment: gives the memory back.
     pub(crate) fn close_reader(&mut self) {
         self.reader = None;
@@ -167,7 +174,7 @@ fn make(db: &DB, dir: &Path) -> Outcome {
         let copy = database::open_read_only(&unfinished)?;
         describe(&copy)?
     };
-    replace_file(&unfinished, MANIFEST, &sealed(&manifest))?;
+    replace_file(&unfinished, MANIFEST, &with_crc(&manifest))?;
     let finished = dir.join(name_of(position_of(&manifest)));
     if finished.exists() {
         std::fs::remove_dir_all(&finished).map_err(io("cannot replace a checkpoint"))?;
@@ -191,7 +198,7 @@ pub(crate) fn describe(db: &DB) -> Outcome {
     Ok(manifest)
 }
 
-fn sealed(manifest: &SnapshotManifest) -> Vec<u8> {
+fn with_crc(manifest: &SnapshotManifest) -> Vec<u8> {
     let mut bytes = manifest.encode_to_vec();
     let crc = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
@@ -207,7 +214,7 @@ fn load_manifest(dir: &Path) -> Result<Option<SnapshotManifest>, StoreError> {
         Err(error) => return Err(io("cannot read a checkpoint's manifest")(error)),
     };
     let place = path.display().to_string();
-    let bad = |found: &str| corrupt_record(&place, "a sealed manifest", found);
+    let bad = |found: &str| corrupt_record(&place, "a manifest with its checksum", found);
     let (manifest, crc) = bytes.split_last_chunk::<4>().ok_or_else(|| bad("too few bytes"))?;
     if crc32c::crc32c(manifest) != u32::from_le_bytes(*crc) {
         return Err(bad("a wrong checksum"));

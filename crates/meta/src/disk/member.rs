@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use cairn_meta_raft::StoreError;
 use uuid::Uuid;
 
-use super::{io, replace_file};
+use super::{io, replace_file, sync_dir};
 
 const NAME: &str = "MEMBER";
 const JOINING: &str = "JOINING";
@@ -36,6 +36,8 @@ pub struct MemberFile {
     pub addresses: BTreeMap<u64, String>,
     /// It was removed, and knows it.
     pub removed: bool,
+    /// Its number is another directory's, and it knows it.
+    pub lost_memory: bool,
 }
 
 impl MemberFile {
@@ -65,6 +67,7 @@ impl MemberFile {
             genesis: Vec::new(),
             addresses: BTreeMap::new(),
             removed: false,
+            lost_memory: false,
         }
     }
 
@@ -93,6 +96,9 @@ impl MemberFile {
         }
         if self.removed {
             let _ = writeln!(text, "removed true");
+        }
+        if self.lost_memory {
+            let _ = writeln!(text, "lost-memory true");
         }
         let crc = crc32c::crc32c(text.as_bytes());
         let _ = writeln!(text, "crc {crc:08x}");
@@ -142,6 +148,7 @@ impl MemberFile {
                 self.addresses.insert(member.parse().ok()?, address.to_owned());
             }
             "removed" => self.removed = value.parse().ok()?,
+            "lost-memory" => self.lost_memory = value.parse().ok()?,
             _ => return None,
         }
         Some(())
@@ -166,6 +173,16 @@ pub(crate) fn announced(dir: &Path) -> Result<Uuid, StoreError> {
     }
 }
 
+/// The member is made, and the name has done its service. Were it left, a directory that lost its contents would be
+/// taken for the one that has them.
+pub(super) fn forget_announced(dir: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(dir.join(JOINING)) {
+        Ok(()) => sync_dir(dir),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io("cannot remove the name of a directory")(error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,7 +197,7 @@ mod tests {
         file.peers.insert(3, Uuid::new_v4());
         file.genesis = vec![1, 2, 3];
         file.addresses.insert(4, "127.0.0.1:7404".into());
-        file.removed = true;
+        (file.removed, file.lost_memory) = (true, true);
         file.save().unwrap();
         assert_eq!(MemberFile::load(dir.path()).unwrap(), Some(file));
     }

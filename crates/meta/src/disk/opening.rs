@@ -11,7 +11,7 @@ use rocksdb::{DB, IteratorMode, WriteBatch, WriteOptions};
 use uuid::Uuid;
 
 use super::database::{self, BATCH, CONF, LOG, corrupt_record, damaged, family, put_record, unframed};
-use super::member::MemberFile;
+use super::member::{MemberFile, forget_announced};
 use super::store::TAIL_BYTES;
 use super::witness::Witness;
 use super::{io, sync_dir};
@@ -45,6 +45,19 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
         /// Who it was.
+        member: u64,
+    },
+    /// It was made after the member's own was lost.
+    #[error(
+        "{} is not the directory that the others know member {member} by: what that one promised is lost, and this one \
+         never votes; delete it, and start a new member in its place, on an empty directory: --join MEMBERS --replace \
+         {member}",
+        dir.display()
+    )]
+    LostMemory {
+        /// The directory.
+        dir: PathBuf,
+        /// Whom it claimed to be.
         member: u64,
     },
 }
@@ -82,11 +95,37 @@ pub(super) fn size_of(entry: &Entry) -> usize {
 pub(super) fn create(dir: &Path, member: u64, beginning: &Beginning) -> Result<MemberFile, StoreError> {
     let file = lay_out(dir, member, beginning)?;
     file.save()?;
+    forget_announced(dir)?;
     Ok(file)
+}
+
+/// Only what a creation left that did not come to its end may be cleared: then no log was synced, and the first database
+/// is the only one. Anything else is a member whose MEMBER file is lost, and with it the word of what it promised.
+fn refuse_lost_member_file(dir: &Path) -> Result<(), StoreError> {
+    let mut databases = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io("cannot list the directory"))? {
+        let path = entry.map_err(io("cannot list the directory"))?.path();
+        let number = path.file_name().and_then(|name| name.to_str()?.strip_prefix("state-")?.parse::<u64>().ok());
+        databases.extend(number.filter(|_| path.join("CURRENT").exists()));
+    }
+    let lost = |found: String| Err(corrupt_record(&dir.join("MEMBER").display().to_string(), "the member file", found));
+    if let Some(number) = databases.iter().find(|number| **number > 1) {
+        return lost(format!("none, beside state-{number}, which a member has used"));
+    }
+    match Witness::open(dir) {
+        Ok((_, testimony)) if testimony.batch > 0 => {
+            lost(format!("none, beside a log that was synced {} times", testimony.batch))
+        }
+        Ok(_) => Ok(()),
+        Err(newer @ StoreError::NewerFormat { .. }) => Err(newer),
+        Err(_) if databases.is_empty() => Ok(()),
+        Err(damaged) => lost(format!("none, beside state-1 ({damaged})")),
+    }
 }
 
 /// Everything but the MEMBER file, which is returned.
 pub(super) fn lay_out(dir: &Path, member: u64, beginning: &Beginning) -> Result<MemberFile, StoreError> {
+    refuse_lost_member_file(dir)?;
     let path = state_dir(dir, 1);
     for leftover in [&path, &dir.join("WITNESS")] {
         match leftover.symlink_metadata() {

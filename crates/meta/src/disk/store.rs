@@ -21,7 +21,7 @@ use super::database::{
     self, APPLIED, BATCH, CONF, HARD, INSTALL, LOG, STATE, StateView, TRUNCATED, corrupt_record, damaged,
     encode_position, family, framed, put_record, sealed,
 };
-use super::member::MemberFile;
+use super::member::{MemberFile, forget_announced};
 use super::opening::{Beginning, OpenError, batch_number, create, parse_entry, read_log, size_of, state_dir};
 use super::witness::{Testimony, Witness};
 use super::{io, sync_dir};
@@ -68,7 +68,13 @@ impl RocksStore {
             Some(file) if file.removed => {
                 return Err(OpenError::Removed { dir: dir.to_owned(), member: file.member });
             }
-            Some(file) if file.member == member => file,
+            Some(file) if file.lost_memory => {
+                return Err(OpenError::LostMemory { dir: dir.to_owned(), member: file.member });
+            }
+            Some(file) if file.member == member => {
+                forget_announced(dir)?;
+                file
+            }
             Some(file) => {
                 return Err(OpenError::OtherMember { dir: dir.to_owned(), found: file.member, wanted: member });
             }
@@ -233,6 +239,15 @@ impl RocksStore {
         Ok(())
     }
 
+    /// A copy of the state is damaged, and not the state: it is made anew here and now, because the log before it may be
+    /// gone. Should the state be damaged too, that says so.
+    fn drop_checkpoint(&mut self, at: Position, damage: &StoreError) -> Result<(), StoreError> {
+        tracing::warn!("a checkpoint is damaged, and made anew from the state: {damage}");
+        self.checkpoints.cancel();
+        self.checkpoints.drop_damaged(at)?;
+        self.checkpoints.make_now(&self.db)
+    }
+
     fn drop_install(&mut self) -> Result<(), StoreError> {
         self.install = None;
         let path = state_dir(&self.dir, self.member.state + 1);
@@ -242,8 +257,8 @@ impl RocksStore {
         }
     }
 
-    /// What an earlier life received of this snapshot.
-    fn resume_install(&mut self, manifest: &SnapshotManifest) -> Result<bool, StoreError> {
+    /// What was received of this snapshot, perhaps by an earlier life, and through where; `None`: nothing.
+    fn resume_install(&mut self, manifest: &SnapshotManifest) -> Result<Option<Option<Vec<u8>>>, StoreError> {
         let path = state_dir(&self.dir, self.member.state + 1);
         if self.install.is_none() && path.join("CURRENT").exists() {
             let db = database::open(&path)?;
@@ -253,7 +268,11 @@ impl RocksStore {
                 self.install = Some(Install { manifest: manifest.clone(), db, number });
             }
         }
-        Ok(self.install.as_ref().is_some_and(|i| i.manifest == *manifest))
+        let Some(Install { db, .. }) = self.install.as_ref().filter(|i| i.manifest == *manifest) else {
+            return Ok(None);
+        };
+        let last = db.iterator_cf(family(db, STATE), IteratorMode::End).next().transpose();
+        Ok(Some(last.map_err(|e| damaged(db.path(), &e))?.map(|(key, _)| key.to_vec())))
     }
 }
 
@@ -401,11 +420,16 @@ impl Store for RocksStore {
         after: Option<&[u8]>,
         max_bytes: usize,
     ) -> Result<Option<Piece>, StoreError> {
-        let Some(db) = self.checkpoints.reader(at)? else { return Ok(None) };
+        let opened = match self.checkpoints.reader(at) {
+            Err(damage) => return self.drop_checkpoint(at, &damage).map(|()| None),
+            Ok(opened) => opened,
+        };
+        let Some(db) = opened else { return Ok(None) };
         let view = StateView::new(db);
         let piece = piece_of(&view, after, max_bytes);
         if let Some(failure) = view.failure() {
-            return Err(failure);
+            drop(view);
+            return self.drop_checkpoint(at, &failure).map(|()| None);
         }
         if piece.last {
             self.checkpoints.close_reader();
@@ -414,17 +438,24 @@ impl Store for RocksStore {
     }
 
     fn begin_install(&mut self, manifest: &SnapshotManifest) -> Result<Option<Vec<u8>>, StoreError> {
-        if !self.resume_install(manifest)? {
-            self.drop_install()?;
-            let number = self.member.state + 1;
-            let db = database::open(&state_dir(&self.dir, number))?;
-            let record = manifest.encode_to_vec();
-            db.put(INSTALL, framed(INSTALL, &record)).map_err(|e| damaged(db.path(), &e))?;
-            self.install = Some(Install { manifest: manifest.clone(), db, number });
+        let resumed = match self.resume_install(manifest) {
+            // Nobody relies on it yet: it is dropped, and received anew. Should the disk have failed, that is told then.
+            Err(damage) => {
+                tracing::warn!("a half-received snapshot is damaged, and received anew: {damage}");
+                None
+            }
+            Ok(resumed) => resumed,
+        };
+        if let Some(cursor) = resumed {
+            return Ok(cursor);
         }
-        let db = &self.install.as_ref().expect("it was just made").db;
-        let last = db.iterator_cf(family(db, STATE), IteratorMode::End).next().transpose();
-        Ok(last.map_err(|e| damaged(db.path(), &e))?.map(|(key, _)| key.to_vec()))
+        self.drop_install()?;
+        let number = self.member.state + 1;
+        let db = database::open(&state_dir(&self.dir, number))?;
+        let record = manifest.encode_to_vec();
+        db.put(INSTALL, framed(INSTALL, &record)).map_err(|e| damaged(db.path(), &e))?;
+        self.install = Some(Install { manifest: manifest.clone(), db, number });
+        Ok(None)
     }
 
     fn install_piece(&mut self, records: &[Record]) -> Result<(), StoreError> {
@@ -443,7 +474,13 @@ impl Store for RocksStore {
         put_record(&mut batch, CONF, &install.manifest.conf_state);
         db.write(batch).map_err(|e| damaged(db.path(), &e))?;
         db.flush_cf(family(db, STATE)).map_err(|e| damaged(db.path(), &e))?;
-        let matches = checkpoints::describe(db)? == install.manifest;
+        let matches = match checkpoints::describe(db) {
+            Err(damage @ StoreError::Corrupt { .. }) => {
+                tracing::warn!("a received snapshot is damaged, and received anew: {damage}");
+                false
+            }
+            described => described? == install.manifest,
+        };
         if !matches {
             self.drop_install()?;
         }

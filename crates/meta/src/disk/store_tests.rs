@@ -325,3 +325,114 @@ fn no_flipped_byte_of_a_table_file_is_believed() {
     }
     assert_eq!(after(&rig, &expected), Outcome::Same);
 }
+
+#[test]
+fn a_missing_member_file_clears_nothing_away() {
+    let (rig, expected) = lived_in();
+    let dir = rig.dirs[0].path();
+    let member = std::fs::read(dir.join("MEMBER")).unwrap();
+    std::fs::remove_file(dir.join("MEMBER")).unwrap();
+    let refused = || RocksStore::open(dir, 2, &three()).err().unwrap().to_string();
+    let words = refused();
+    assert!(words.contains("MEMBER is damaged") && words.contains("synced"), "{words}");
+    // Without the witness too: a creation that did not end never leaves a database alone.
+    let witness = std::fs::read(dir.join("WITNESS")).unwrap();
+    std::fs::remove_file(dir.join("WITNESS")).unwrap();
+    assert!(refused().contains("beside state-1"), "{}", refused());
+    std::fs::write(dir.join("WITNESS"), witness).unwrap();
+    // And where the living database is another one.
+    std::fs::rename(state_dir(dir, 1), state_dir(dir, 3)).unwrap();
+    assert!(refused().contains("state-3"), "{}", refused());
+    std::fs::rename(state_dir(dir, 3), state_dir(dir, 1)).unwrap();
+    std::fs::write(dir.join("MEMBER"), member).unwrap();
+    assert_eq!(after(&rig, &expected), Outcome::Same, "nothing was lost by asking");
+}
+
+#[test]
+fn a_creation_that_did_not_end_is_begun_again() {
+    let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
+    let dir = rig.dirs[0].path();
+    drop(rig.open());
+    std::fs::remove_file(dir.join("MEMBER")).unwrap();
+    assert_eq!(rig.open().last(), Position::default(), "nothing was synced in it");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_made_anew_when_somebody_needs_it() {
+    for part in 1..8 {
+        let (rig, _) = lived_in();
+        let names = std::fs::read_dir(rig.dirs[0].path()).unwrap().map(|e| e.unwrap().path());
+        let is_checkpoint = |p: &PathBuf| p.file_name().unwrap().to_string_lossy().starts_with("checkpoint-0");
+        let checkpoint = names.into_iter().find(is_checkpoint).unwrap();
+        let tables = std::fs::read_dir(checkpoint).unwrap().map(|e| e.unwrap().path());
+        for table in tables.filter(|p| p.extension().is_some_and(|e| e == "sst")) {
+            let mut damaged = std::fs::read(&table).unwrap();
+            let at = damaged.len() * part / 8;
+            damaged[at] ^= 0x40;
+            // The state shares the file by a hard link.
+            std::fs::remove_file(&table).unwrap();
+            std::fs::write(&table, &damaged).unwrap();
+        }
+        let mut store = rig.open();
+        let manifest = store.checkpoint().cloned().unwrap();
+        let piece = store.read_piece(position_of(&manifest), None, 1 << 20).unwrap();
+        let manifest = store.checkpoint().cloned().unwrap();
+        let again = store.read_piece(position_of(&manifest), None, 1 << 20).unwrap().expect("there is a good one");
+        assert!(manifest.index >= store.truncated().index);
+        assert_eq!(again.records.len() as u64, manifest.records);
+        assert!(piece.is_none_or(|piece| piece == again), "part {part}: what is read is what was written");
+    }
+}
+
+#[test]
+fn a_damaged_snapshot_that_was_half_received_is_received_anew() {
+    let records: Vec<Record> =
+        (0..60u8).map(|n| Record { key: vec![b'k', n].into(), value: vec![n; 90].into() }).collect();
+    let pairs = || records.iter().map(|r| (r.key.as_ref(), r.value.as_ref()));
+    let digest = cairn_meta_raft::digest_records(0, pairs());
+    let manifest = SnapshotManifest {
+        format: cairn_meta_raft::SNAPSHOT_FORMAT,
+        index: 90,
+        term: 4,
+        conf_state: membership::encode(&ConfState { voters: vec![1, 2, 3], ..ConfState::default() }),
+        records: 60,
+        bytes: pairs().map(|(k, v)| (k.len() + v.len()) as u64).sum(),
+        digest,
+    };
+    let (rig, _) = lived_in();
+    let half = |rig: &OnDisk| {
+        let mut store = rig.open();
+        store.drop_install().unwrap();
+        assert_eq!(store.begin_install(&manifest).unwrap(), None);
+        store.install_piece(&records[..30]).unwrap();
+    };
+    half(&rig);
+    let scratch = state_dir(rig.dirs[0].path(), 2);
+    let files = std::fs::read_dir(&scratch).unwrap().map(|e| e.unwrap().file_name());
+    let is_data = |name: &std::ffi::OsString| !["LOCK", "LOG", "IDENTITY"].contains(&name.to_str().unwrap());
+    for name in files.filter(is_data).collect::<Vec<_>>() {
+        for part in 0..8 {
+            half(&rig);
+            // A database that was opened again has other files.
+            let Ok(mut damaged) = std::fs::read(scratch.join(&name)) else { continue };
+            if damaged.is_empty() {
+                continue;
+            }
+            let at = damaged.len() * part / 8;
+            damaged[at] ^= 0x10;
+            std::fs::write(scratch.join(&name), &damaged).unwrap();
+            let mut store = rig.open();
+            let mut verified = false;
+            for _ in 0..3 {
+                let cursor = store.begin_install(&manifest).unwrap();
+                let rest = records.iter().filter(|r| cursor.as_ref().is_none_or(|c| r.key[..] > c[..])).cloned();
+                store.install_piece(&rest.collect::<Vec<_>>()).unwrap();
+                verified = verified || store.verify_install().unwrap();
+                if verified {
+                    break;
+                }
+            }
+            assert!(verified, "{} at part {part}: it is received again, and is whole then", name.display());
+        }
+    }
+}

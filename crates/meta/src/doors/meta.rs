@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_meta_core::{Failure, Refusal, fence_pending, health, members, moves, query, scrub};
+use cairn_meta_raft::StoreError;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::meta_server::Meta;
@@ -33,6 +34,7 @@ use tonic::{Code, Request, Response, Status};
 use super::errors::{explained, status};
 use super::kv::mixed_up;
 use super::request_id;
+use crate::clock;
 use crate::gateway::Gateway;
 use crate::leader::{Leader, command};
 use crate::peers::Peers;
@@ -139,27 +141,40 @@ impl MetaDoor {
 
     fn members_down(&self) -> Option<HealthCheck> {
         let members = self.peers.members();
-        let silent: Vec<String> = members
-            .iter()
-            .filter(|m| !self.peers.is_reachable(m.id))
-            .map(|m| format!("member {} at {}", m.id, m.address))
-            .collect();
+        let is_silent = |m: &&MemberRecord| !self.peers.is_reachable(m.id);
+        let silent: Vec<String> =
+            members.iter().filter(is_silent).map(|m| format!("member {} at {}", m.id, m.address)).collect();
         if silent.is_empty() {
             return None;
         }
         let summary = format!("{} of {} metadata members not reachable", silent.len(), members.len());
-        let severe = silent.len() * 2 >= members.len();
+        // One that only learns is no part of what decides.
+        let silent_voters = members.iter().filter(is_silent).filter(|m| !m.learner).count();
+        let severe = silent_voters * 2 >= self.peers.count();
         let remedy = "start them again; one whose disk is lost is replaced: cairn meta replace ID ADDRESS";
         Some(health::check("META_DOWN", severe, summary, remedy, silent))
     }
 }
 
+/// Pieces of a backup that wait for their client, and how long they do.
+const BACKUP_PIECES: usize = 4;
+const BACKUP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a backup ended before its end.
+enum Unsent {
+    /// The client went away, or takes nothing.
+    Gone,
+    Store(StoreError),
+}
+
+impl From<StoreError> for Unsent {
+    fn from(failure: StoreError) -> Self {
+        Self::Store(failure)
+    }
+}
+
 /// Clocks further apart than this are worth a word: times in records and leases of the key-value half are theirs.
 const SKEW: Duration = Duration::from_secs(2);
-
-fn now_s() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
 
 fn name_of(by: Option<&VolumeRef>) -> String {
     match by.and_then(|by| by.by.as_ref()) {
@@ -171,8 +186,11 @@ fn name_of(by: Option<&VolumeRef>) -> String {
 
 #[tonic::async_trait]
 impl Meta for MetaDoor {
-    async fn status(&self, _request: Request<StatusRequest>) -> Reply<StatusReply> {
-        // Answered from here, without a quorum: it is what is asked when nothing else answers.
+    async fn status(&self, request: Request<StatusRequest>) -> Reply<StatusReply> {
+        if request.get_ref().confirmed {
+            self.gateway.read(|_, _| ()).await.map_err(status)?;
+        }
+        // Otherwise from here, without a quorum: it is what is asked when nothing else answers.
         let seen = self.gateway.local(|machine, _| {
             let cluster = machine.cluster().map(|id| id.to_string()).unwrap_or_default();
             (cluster, machine.map().epoch.0, machine.cluster_version(), query::usage(machine))
@@ -203,7 +221,7 @@ impl Meta for MetaDoor {
         let checks = self.gateway.read(move |machine, _| {
             let mut checks = health::health(machine).checks;
             checks.append(&mut ours);
-            health::mute(machine, &mut checks, now_s());
+            health::mute(machine, &mut checks, clock::now_s());
             checks
         });
         Ok(Response::new(health::summed_up(checks.await.map_err(status)?)))
@@ -231,14 +249,28 @@ impl Meta for MetaDoor {
     type BackupStream = Pin<Box<dyn Stream<Item = Result<BackupPiece, Status>> + Send>>;
 
     async fn backup(&self, _request: Request<BackupRequest>) -> Reply<Self::BackupStream> {
+        let busy = || {
+            let remedy = "try again when one of the backups and large reads that are under way has ended";
+            explained(Code::ResourceExhausted, "this member reads for too many others at the moment", remedy)
+        };
+        let permit = self.gateway.aside().ok_or_else(busy)?;
         let view = self.gateway.read_node(|node| node.store().view()).await.map_err(status)?;
-        let (pieces, receiver) = mpsc::channel(UPDATES);
-        // On a thread of its own: it reads the whole state, as fast as the client takes it.
+        let (pieces, receiver) = mpsc::channel(BACKUP_PIECES);
+        let runtime = tokio::runtime::Handle::current();
+        // On a thread of its own: it reads the whole state, as fast as the client takes it. One that takes nothing is
+        // given up, because the state as of its beginning is kept for it meanwhile.
         tokio::task::spawn_blocking(move || {
-            let sent =
-                view.frozen_at(|state, at| crate::backup::pieces(state, at, |piece| pieces.blocking_send(Ok(piece))));
-            if let Err(failure) | Ok(Err(failure)) = sent {
-                let _ = pieces.blocking_send(Err(status(crate::gateway::CallError::Store(failure))));
+            let _permit = permit;
+            let send = |piece| runtime.block_on(pieces.send_timeout(piece, BACKUP_PATIENCE)).map_err(|_| Unsent::Gone);
+            let sent = view.frozen_at(|state, at| {
+                crate::backup::pieces(state, at, |piece| match view.failure() {
+                    // Reading ended early: this piece may say that it is the last, and is not.
+                    Some(failure) => Err(Unsent::Store(failure)),
+                    None => send(Ok(piece)),
+                })
+            });
+            if let Err(failure) | Ok(Err(Unsent::Store(failure))) = sent {
+                let _ = send(Err(status(crate::gateway::CallError::Store(failure))));
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

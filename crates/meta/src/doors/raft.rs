@@ -13,7 +13,7 @@ use super::errors;
 use crate::driver::FromPeer;
 use crate::gateway::Gateway;
 use crate::leader::Leader;
-use crate::peers::{Peers, Refused};
+use crate::peers::{End, Peers, Refused};
 
 pub(crate) struct RaftDoor {
     pub(crate) peers: Arc<Peers>,
@@ -37,8 +37,9 @@ impl RaftDoor {
 impl Raft for RaftDoor {
     async fn greet(&self, request: Request<Hello>) -> Result<Response<Welcome>, Status> {
         let hello = request.into_inner();
-        let (refused, removed) = self.admit(&hello).await.err().map_or_else(Default::default, |r| (r.words, r.removed));
-        Ok(Response::new(Welcome { hello: Some(self.peers.hello(hello.from)), refused, removed }))
+        let (refused, end) = self.admit(&hello).await.err().map_or_else(Default::default, |r| (r.words, r.end));
+        let (removed, lost_memory) = (end == Some(End::Removed), end == Some(End::LostMemory));
+        Ok(Response::new(Welcome { hello: Some(self.peers.hello(hello.from)), refused, removed, lost_memory }))
     }
 
     async fn send(&self, request: Request<Streaming<PeerFrame>>) -> Result<Response<SendReply>, Status> {

@@ -160,7 +160,7 @@ impl Cluster {
 
     pub(crate) async fn status(&self, at: usize) -> Option<StatusReply> {
         self.running[at].as_ref()?;
-        self.meta(at).status(StatusRequest {}).await.ok().map(tonic::Response::into_inner)
+        self.meta(at).status(StatusRequest::default()).await.ok().map(tonic::Response::into_inner)
     }
 
     /// Waits until the running members agree on a running leader of a named cluster; its place.
