@@ -105,7 +105,7 @@ impl Run<'_> {
         let (at, len) = self.range(self.options.len);
         self.tell(format!("write {at}+{len}"));
         let bytes = &mut self.buffer.bytes()[..len as usize];
-        let first = self.rng.next();
+        let first = self.rng.word();
         for (index, chunk) in bytes.chunks_mut(8).enumerate() {
             let word = crate::rng::mix(first.wrapping_add(index as u64)).to_le_bytes();
             chunk.copy_from_slice(&word[..chunk.len()]);

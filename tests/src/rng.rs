@@ -12,14 +12,14 @@ impl Rng {
     }
 
     /// Any 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
     /// Below `bound`, which is not 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.word() % bound
     }
 
     /// One of them.
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_numbers_and_another_others() {
-        let of = |seed| (0..4).map(|_| Rng::new(seed).next()).collect::<Vec<_>>();
+        let of = |seed| (0..4).map(|_| Rng::new(seed).word()).collect::<Vec<_>>();
         assert_eq!(of(7), of(7));
         assert_ne!(of(7), of(8));
         let mut order: Vec<u32> = (0..9).collect();
