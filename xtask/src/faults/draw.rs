@@ -74,12 +74,13 @@ pub(crate) struct Injected {
     /// For how long.
     pub(crate) hold: Duration,
     /// Asked at the end of that time: it fails when the fault had no effect.
-    pub(crate) proof: Proof,
+    pub(crate) proof: Deed,
     /// Ends it.
-    pub(crate) heal: Box<dyn FnOnce(&Hosts) -> Result<()>>,
+    pub(crate) heal: Deed,
 }
 
-type Proof = Box<dyn FnOnce(&Hosts) -> Result<()>>;
+/// What is done or asked when its time has come.
+pub(crate) type Deed = Box<dyn FnOnce(&Hosts) -> Result<()>>;
 
 /// All kinds, or those that were asked for by name.
 pub(crate) fn kinds(only: &[String]) -> Result<Vec<Fault>> {
@@ -167,7 +168,7 @@ impl Fault {
                 let hold = Duration::from_millis(3000 + rng.below(5000));
                 let heal = move |hosts: &Hosts| hosts.signal(host, "osd-0", Signal::Continue);
                 let stopped = hosts.pid(host, "osd-0")?.context("no OSD was stopped")?;
-                let proof: Proof = Box::new(move |_| {
+                let proof: Deed = Box::new(move |_| {
                     let stat = std::fs::read_to_string(format!("/proc/{stopped}/stat")).context("it is gone")?;
                     match stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
                         true => Ok(()),
@@ -179,7 +180,7 @@ impl Fault {
             CrashHost => {
                 hosts.crash(host)?;
                 let hold = Duration::from_millis(1000 + rng.below(4000));
-                let proof: Proof = Box::new(move |hosts| lost_packets(hosts, host));
+                let proof: Deed = Box::new(move |hosts| lost_packets(hosts, host));
                 Ok(Injected { on: name(host), hold, proof, heal: Box::new(move |hosts| hosts.up(host)) })
             }
             CutHost => cut(hosts, rng, host, Cut::Both, None),
@@ -255,7 +256,7 @@ fn cut(hosts: &Hosts, rng: &mut Rng, host: usize, cut: Cut, other: Option<usize>
     };
     let on = format!("{} {arrow} {}", hosts.name(host), other.map_or("all", |other| hosts.name(other)));
     let hold = Duration::from_millis(3000 + rng.below(6000));
-    let proof: Proof = Box::new(move |hosts| lost_packets(hosts, host));
+    let proof: Deed = Box::new(move |hosts| lost_packets(hosts, host));
     Ok(Injected { on, hold, proof, heal: Box::new(move |hosts| hosts.network().heal(host)) })
 }
 
@@ -266,7 +267,7 @@ fn ill(hosts: &Hosts, host: usize, how: &str, hold_ms: u64) -> Result<Injected> 
     let so_far = move || std::fs::read_to_string(&tally).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     let before = so_far();
     std::fs::write(&file, how).context("cannot write the disk's faults")?;
-    let proof: Proof = Box::new(move |_| match so_far() > before {
+    let proof: Deed = Box::new(move |_| match so_far() > before {
         true => Ok(()),
         false => bail!("the disk never failed"),
     });
@@ -304,7 +305,7 @@ fn fill_up(hosts: &Hosts) -> Result<Injected> {
     let mut writer =
         writer.arg(format!("of={}", device.trim())).stdin(Stdio::null()).spawn().context("cannot start dd")?;
     let on = format!("the disk of host {}", hosts.name(SMALL_DISK));
-    let proof: Proof = Box::new(|hosts| {
+    let proof: Deed = Box::new(|hosts| {
         until("OSD_FULL", 90, || {
             let health = hosts.json(CLIENT, &["health"])?;
             let checks = health["checks"].as_array().into_iter().flatten();
