@@ -130,8 +130,11 @@ enum Outcome {
     Wrong,
 }
 
+/// Keys and values.
+type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// A directory with some of everything: a checkpoint, a truncated log, a hard state, a state.
-fn lived_in() -> (OnDisk, Vec<(Vec<u8>, Vec<u8>)>) {
+fn lived_in() -> (OnDisk, Pairs) {
     let rig = OnDisk { dirs: vec![tempfile::tempdir().unwrap()] };
     let mut store = rig.open();
     let hard_state = HardState { term: 3, vote: 2, commit: 30, ..HardState::default() };
@@ -154,7 +157,7 @@ fn lived_in() -> (OnDisk, Vec<(Vec<u8>, Vec<u8>)>) {
 }
 
 /// Everything that the member would act upon.
-fn seen(store: &RocksStore) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+fn seen(store: &RocksStore) -> Result<Pairs, StoreError> {
     let mut all = Vec::new();
     store.state().scan(b"", false, &mut |key, value| {
         all.push((key.to_vec(), value.to_vec()));
