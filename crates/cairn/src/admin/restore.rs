@@ -31,7 +31,7 @@ pub(crate) struct Options {
 
 pub(crate) async fn run(options: Options, target: &Target) -> Outcome {
     let all = plan(&options, target)?;
-    let failed = |error: cairn_meta::restore::RestoreError| Failure::new(Code::Failed, error.to_string());
+    let failed = |error: RestoreError| Failure::new(Code::Failed, error.to_string());
     let first = all.first().ok_or_else(|| Failure::new(Code::Failed, "there is no member to restore"))?;
     let head = rehearse(first).map_err(failed)?;
     if options.data.is_some() {
