@@ -150,7 +150,7 @@ fn restored(machine: &Machine) -> Option<HealthCheck> {
     let awaited = machine.awaited_osds();
     let details = awaited.iter().map(|osd| format!("{osd} has not said what its disk knows")).collect();
     let summary = format!("the metadata came from a backup: {} awaited", counted(awaited.len(), "OSD is", "OSDs are"));
-    let remedy = "start these OSDs; if one is lost for ever, stop and restore all members again: cairn meta restore \
+    let remedy = "start these OSDs; if one is lost for ever, stop and restore all members again: cairn meta restore FILE \
                   --lost-osd ID";
     (!awaited.is_empty()).then(|| check("META_RESTORED", true, summary, remedy, details))
 }

@@ -122,7 +122,10 @@ pub(crate) async fn run(verb: MetaVerb) -> Outcome {
             let add = meta::AddMember { replaces: id, ..Default::default() };
             begin(&target, address, add, dry_run).await
         }
-        MetaVerb::Remove { id, dry_run, target } => change(&target, Change::Remove(id), dry_run).await.map(|_| ()),
+        MetaVerb::Remove { id, dry_run, target } => {
+            change(&target, Change::Remove(id), dry_run).await?;
+            if dry_run { Ok(()) } else { meta_here::follow(&target).await }
+        }
         MetaVerb::Promote { id, dry_run, target } => {
             let promote = meta::PromoteMember { id, instead_of: 0 };
             change(&target, Change::Promote(promote), dry_run).await.map(|_| ())
@@ -201,6 +204,7 @@ async fn begin(target: &Target, address: Option<String>, mut add: meta::AddMembe
     let id = reply.member.map_or(0, |member| member.id);
     here.start(id, add.address)?;
     meta_here::wait_for(&metadata, id, add.stay_learner).await?;
+    meta_here::follow(target).await?;
     if target.output == Format::Table {
         println!("member {id} {}", if add.stay_learner { "learns" } else { "votes" });
     }

@@ -8,7 +8,7 @@ use cairn_host::cluster::{ClusterError, Network};
 use cairn_host::process::ProcessId;
 use cairn_host::supervisor::State;
 use cairn_host::{Cluster, Layout};
-use cairn_proto::meta::{AddMember, StatusReply};
+use cairn_proto::meta::{AddMember, StatusReply, StatusRequest};
 use rustix::process::Signal;
 
 use super::{Metadata, Target};
@@ -102,6 +102,15 @@ impl Here {
         self.supervisor.signal(Signal::HUP);
         Ok(())
     }
+}
+
+/// This host hears at once of what was changed, and not only when it looks the next time: whoever stops or restores it now
+/// goes by what its description says.
+pub(crate) async fn follow(target: &Target) -> Outcome {
+    let Some(mut here) = Here::at(target)? else { return Ok(()) };
+    let status = Metadata::of_cluster(&here.cluster)?.0.status(StatusRequest { confirmed: true }).await?;
+    here.cluster.follow_members(&here.layout, &status);
+    here.tell()
 }
 
 fn free_port() -> Result<String, Failure> {
