@@ -87,3 +87,30 @@ fn what_cannot_be_joined_is_refused_in_words() -> Result<()> {
     refused(hosts.cairn(0, &["token", "forget", "a"]), 1, "cairn reset")?;
     hosts.reset()
 }
+
+/// A host that was taken away and comes again has forgotten everything, its votes too: the others do not take it for
+/// who it was, it says so, and its place is taken again by one command.
+#[test]
+fn a_metadata_host_that_was_reset_takes_its_place_again() -> Result<()> {
+    let mut hosts = Hosts::form(3, 3)?;
+    let token = hosts.token()?;
+    run(&mut hosts.cairn(2, &["reset", "--yes"]))?;
+    let said = capture(&mut hosts.cairn(2, &["join", &token, "--node", "c", "--insecure-listen"]))?;
+    assert!(said.contains("cairn meta replace 3"), "{said}");
+    run(&mut hosts.cairn(2, &["meta", "replace", "3"]))?;
+    until("three members", 30, || {
+        let status = hosts.json(0, &["status"])?;
+        let members = status["members"].as_array().context("no members")?;
+        let healthy = members.iter().filter(|member| member["healthy"] == true).count();
+        Ok((members.len() == 3 && healthy == 3).then_some(()))
+    })?;
+    // Its disk is still the OSD that it was.
+    let disk = hosts.disk_folder(2).join("osd.img").display().to_string();
+    run(&mut hosts.cairn(2, &["osd", "create", &disk]))?;
+    hosts.healthy(0, 60)?;
+    // What it was before stays forgotten.
+    run(&mut hosts.cairn(2, &["down"]))?;
+    hosts.up(2)?;
+    hosts.healthy(0, 60)?;
+    hosts.reset()
+}

@@ -46,7 +46,7 @@ pub struct Running {
 /// The format of the state file.
 const FORMAT: u32 = 1;
 
-/// A process that lived this long is started again without further delay.
+/// A process that lived this long is started again after the shortest pause.
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// The longest pause before a process is started again.
@@ -200,13 +200,14 @@ impl House {
             }
             let stop = CancellationToken::new();
             let (name, osd_address) = (role.name.clone(), (role.kind == RoleKind::Osd).then(|| osd_address(&role)));
+            let pause = pause_before(role.kind, Duration::from_millis(self.cluster.restart_delay_ms));
             let role = Arc::new(Mutex::new(role));
             let keep = Keep {
                 name,
                 role: Arc::clone(&role),
                 binary: self.binary.clone(),
                 log: self.layout.log(),
-                pause: Duration::from_millis(self.cluster.restart_delay_ms),
+                pause,
                 osd_address,
                 board: Arc::clone(&self.board),
                 witness: Arc::clone(&witness),
@@ -341,6 +342,11 @@ impl Board {
     }
 }
 
+/// Devices wait for their attach daemon, so it comes back at once; for others somebody else steps in.
+fn pause_before(kind: RoleKind, asked: Duration) -> Duration {
+    if kind == RoleKind::Attach { asked.min(Duration::from_millis(20)) } else { asked }
+}
+
 /// One role, kept running.
 struct Keep {
     name: String,
@@ -369,6 +375,11 @@ impl Keep {
             if self.stop.is_cancelled() {
                 return;
             }
+            // What died young waits longer each time; what lived is started again soon.
+            let settled = born.elapsed() >= SETTLED;
+            if settled {
+                pause = self.pause;
+            }
             let why = running.last_exit.as_deref().unwrap_or("unknown");
             tracing::warn!(role = self.name, why, pause_ms = pause.as_millis() as u64, "ended; starting it again");
             self.report_exit().await;
@@ -376,8 +387,9 @@ impl Keep {
                 () = tokio::time::sleep(pause) => {}
                 () = self.stop.cancelled() => return,
             }
-            let settled = born.elapsed() >= SETTLED;
-            pause = if settled { self.pause } else { (pause * 2).min(LONGEST_PAUSE) };
+            if !settled {
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
             running.restarts += 1;
         }
     }

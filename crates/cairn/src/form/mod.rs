@@ -22,6 +22,9 @@ pub(crate) use disk::{OsdCreate, create as create_osd, outside as disks_outside}
 pub(crate) use init::{Init, TokenVerb, init, token};
 pub(crate) use join::{Join, join};
 
+/// A member that the others do not know after so long is not one of theirs.
+const TAKEN_IN: Duration = Duration::from_secs(10);
+
 /// What every host is told, on `init` and on `join`.
 #[derive(Args)]
 pub(crate) struct HostArgs {
@@ -157,6 +160,15 @@ async fn settle(layout: &Layout, cluster: &Cluster) -> Outcome {
         return Ok(());
     }
     let metadata = Metadata::of_cluster(cluster)?;
+    for member in cluster.members.iter().filter(|member| cluster.own_members.contains(&member.id)) {
+        if !takes_part(&member.address).await {
+            let id = member.id;
+            println!(
+                "metadata member {id} is not taken in by the others: this host had that place before and has lost what it \
+                 knew; `cairn meta replace {id}` here gives it a new one (`cairn meta ls` shows all)"
+            );
+        }
+    }
     up::wait("this host to be known as a node", async || {
         let nodes = metadata.nodes().await.ok()?;
         nodes.contains(&cluster.node).then_some(())
@@ -170,6 +182,17 @@ async fn settle(layout: &Layout, cluster: &Cluster) -> Outcome {
         up::wait(&format!("{} to come up", disk.role_name()), async || map_shows(&disk.listen).await).await?;
     }
     Ok(())
+}
+
+/// Whether the member itself knows a leader, or comes to within a moment.
+async fn takes_part(address: &str) -> bool {
+    let Ok(member) = Metadata::at(&[address.to_owned()]) else { return false };
+    let follows = async {
+        while !member.status().await.is_ok_and(|status| status.leader_id > 0) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(TAKEN_IN, follows).await.is_ok()
 }
 
 async fn answers(address: &str) -> Option<()> {
