@@ -26,6 +26,8 @@ pub(crate) struct View {
     pub(crate) round: u64,
     /// Another change is under way.
     pub(crate) changing: bool,
+    /// Who has carried out every change of members that there was.
+    pub(crate) up_to_date: Vec<u64>,
 }
 
 /// What is to be done.
@@ -60,6 +62,15 @@ impl View {
         id == self.leader || self.has_caught_up(id)
     }
 
+    /// Whether the latest change outlives the loss of any member that may be lost. raft acts on a change only once it knows
+    /// it committed: members that have it and do not know decide by the configuration before it, in which the one that
+    /// went still counts. Where only such were left, nobody could lead any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        let voters = self.voters();
+        let knowing = voters.iter().filter(|id| **id == self.leader || self.up_to_date.contains(id)).count();
+        !self.changing && knowing > voters.len() / 2
+    }
+
     /// Whom to give the lead to, if it is not to be `not`.
     fn heir(&self, not: u64) -> Option<u64> {
         let others = self.voters().into_iter().filter(|id| *id != not && self.reachable.contains(id));
@@ -68,6 +79,10 @@ impl View {
 
     /// A change asked for by somebody.
     pub(crate) fn judge(&self, change: &Change) -> Result<Step, Refusal> {
+        if !self.is_settled() {
+            let words = "the change of members before this one is not known to a majority of them yet";
+            return Err(precondition(words.to_owned(), "bring back the members that cannot be reached, and try again"));
+        }
         match change {
             Change::Add(add) => self.judge_add(add),
             Change::Remove(id) => self.judge_removal(*id),
@@ -155,7 +170,7 @@ impl View {
 
     /// What is due for members that were added, without anybody asking again.
     pub(crate) fn next_step(&self) -> Option<Step> {
-        if self.changing {
+        if !self.is_settled() {
             return None;
         }
         let learners = self.members.members.iter().filter(|m| m.learner && !m.stay_learner);
@@ -191,8 +206,8 @@ mod tests {
         let next_id = members.iter().map(|m| m.id).max().unwrap_or(0) + 1;
         let following = members.iter().map(|m| Following { id: m.id, voter: !m.learner, matched: 1000 }).collect();
         let members = MembersRecord { members: members.to_vec(), next_id, ..MembersRecord::default() };
-        let reachable = reachable.to_vec();
-        View { leader: 1, members, reachable, following, committed: 1000, round: 0, changing: false }
+        let (reachable, up_to_date) = (reachable.to_vec(), reachable.to_vec());
+        View { leader: 1, members, reachable, following, committed: 1000, round: 0, changing: false, up_to_date }
     }
 
     fn voters(count: u64) -> Vec<MemberRecord> {
@@ -210,6 +225,17 @@ mod tests {
         assert!(words.contains("only 1 of 2") && words.contains("member 3 cannot be reached"), "{words}");
         assert_eq!(three.judge(&Change::Remove(3)), Ok(Step::Change(Change::Remove(3))), "the dead one may go");
         assert_eq!(view(&voters(3), &[1, 2, 3]).judge(&Change::Remove(2)), Ok(Step::Change(Change::Remove(2))));
+    }
+
+    #[test]
+    fn the_next_change_waits_until_a_majority_acts_on_the_one_before() {
+        let alone = View { up_to_date: Vec::new(), ..view(&voters(3), &[1, 2, 3]) };
+        assert!(!alone.is_settled(), "the leader alone knows that it committed");
+        let words = refused(alone.judge(&Change::Remove(2)));
+        assert!(words.contains("not known to a majority"), "{words}");
+        let two = View { up_to_date: vec![3], ..alone };
+        assert!(two.is_settled() && two.judge(&Change::Remove(2)).is_ok());
+        assert!(!View { changing: true, ..two }.is_settled());
     }
 
     #[test]

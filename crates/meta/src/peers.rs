@@ -47,6 +47,8 @@ struct Link {
     channel: Channel,
     address: String,
     heard: Option<Instant>,
+    /// How far it has carried out the log, as it last said.
+    applied: u64,
     /// Its clock minus ours, as its last word from the queue's end told.
     skew_ms: i64,
     /// Ends its task; dropped with the link.
@@ -170,7 +172,7 @@ impl Peers {
         let (channel, end) = (endpoint.connect_lazy(), CancellationToken::new());
         let (sender, queue) = mpsc::channel(QUEUE);
         state.fresh.push(NewLink { to, channel: channel.clone(), address: address.clone(), queue, end: end.clone() });
-        let link = Link { queue: sender, channel, address, heard: None, skew_ms: 0, _end: end.drop_guard() };
+        let link = Link { queue: sender, channel, address, heard: None, applied: 0, skew_ms: 0, _end: end.drop_guard() };
         state.links.insert(to, link);
         self.changed.notify_one();
     }
@@ -199,6 +201,18 @@ impl Peers {
         if let Some(link) = self.state().links.get_mut(&member).filter(|_| now_ms != 0) {
             link.skew_ms = now_ms as i64 - clock::now_ms() as i64;
         }
+    }
+
+    /// It has carried out the log this far. It may have lost a little of that since, where it lost its power.
+    pub(crate) fn applied_by(&self, member: u64, applied: u64) {
+        if let Some(link) = self.state().links.get_mut(&member) {
+            link.applied = applied;
+        }
+    }
+
+    /// Which of the others have carried out the log through `index`.
+    pub(crate) fn have_applied(&self, index: u64) -> Vec<u64> {
+        self.state().links.iter().filter(|(_, link)| link.applied >= index).map(|(id, _)| *id).collect()
     }
 
     /// How far the clocks of the others are off this one's, as of their last words.
@@ -387,7 +401,7 @@ async fn stream(
     peers.heard_from(to);
     *pause = RETRY_FIRST;
     let (frames, receiver) = mpsc::channel(FRAMES);
-    let first = PeerFrame { hello: Some(peers.hello(to)), messages: Vec::new(), now_ms: clock::now_ms() };
+    let first = PeerFrame { hello: Some(peers.hello(to)), ..said_now(gateway) };
     frames.send(first).await.map_err(|_| weather("the stream ended"))?;
     let sending = client.send(ReceiverStream::new(receiver));
     tokio::pin!(sending);
@@ -397,7 +411,7 @@ async fn stream(
             ended = &mut sending => {
                 return Err(weather(ended.err().map_or("the stream ended".to_owned(), |s| s.message().to_owned())));
             }
-            frame = next_frame(queue) => {
+            frame = next_frame(queue, gateway) => {
                 let Some(frame) = frame else { return Ok(()) };
                 tokio::select! {
                     ended = &mut sending => {
@@ -412,20 +426,20 @@ async fn stream(
 }
 
 /// What waits in the queue, as one frame; an empty one when it is quiet for long. `None`: the member ends.
-async fn next_frame(queue: &mut mpsc::Receiver<PeerMessage>) -> Option<PeerFrame> {
-    let mut frame = PeerFrame::default();
-    let Ok(first) = tokio::time::timeout(QUIET, queue.recv()).await else {
-        frame.now_ms = clock::now_ms();
-        return Some(frame);
-    };
+async fn next_frame(queue: &mut mpsc::Receiver<PeerMessage>, gateway: &Gateway) -> Option<PeerFrame> {
+    let Ok(first) = tokio::time::timeout(QUIET, queue.recv()).await else { return Some(said_now(gateway)) };
     let first = first?;
     let mut bytes = first.encoded_len();
-    frame.messages.push(first);
-    while frame.messages.len() < FRAME_MESSAGES && bytes < FRAME_BYTES {
+    let mut messages = vec![first];
+    while messages.len() < FRAME_MESSAGES && bytes < FRAME_BYTES {
         let Ok(message) = queue.try_recv() else { break };
         bytes += message.encoded_len();
-        frame.messages.push(message);
+        messages.push(message);
     }
-    frame.now_ms = clock::now_ms();
-    Some(frame)
+    Some(PeerFrame { messages, ..said_now(gateway) })
+}
+
+/// What every frame says of this member.
+fn said_now(gateway: &Gateway) -> PeerFrame {
+    PeerFrame { now_ms: clock::now_ms(), applied: gateway.progress().applied.index, ..PeerFrame::default() }
 }

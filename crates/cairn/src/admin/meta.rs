@@ -124,11 +124,16 @@ pub(crate) async fn run(verb: MetaVerb) -> Outcome {
         }
         MetaVerb::Remove { id, dry_run, target } => {
             change(&target, Change::Remove(id), dry_run).await?;
-            if dry_run { Ok(()) } else { meta_here::follow(&target).await }
+            if dry_run {
+                return Ok(());
+            }
+            meta_here::wait_until_settled(&target.connect()?).await?;
+            meta_here::follow(&target).await
         }
         MetaVerb::Promote { id, dry_run, target } => {
             let promote = meta::PromoteMember { id, instead_of: 0 };
-            change(&target, Change::Promote(promote), dry_run).await.map(|_| ())
+            change(&target, Change::Promote(promote), dry_run).await?;
+            if dry_run { Ok(()) } else { meta_here::wait_until_settled(&target.connect()?).await }
         }
         MetaVerb::Update { id, address, dry_run, target } => {
             let update = meta::UpdateMember { id, address };
@@ -163,6 +168,9 @@ async fn list(target: &Target) -> Outcome {
         vec![m.id.to_string(), m.address.clone(), role, reachable.to_owned(), log, becomes]
     });
     output::table(&["MEMBER", "ADDRESS", "ROLE", "REACHABLE", "LOG", "NEXT"], rows);
+    if status.leader_id == status.member_id && !status.settled {
+        println!("the latest change is not known to a majority yet: until it is, no other member may be lost for good");
+    }
     Ok(())
 }
 
@@ -260,7 +268,7 @@ async fn backup(file: &std::path::Path, target: &Target) -> Outcome {
 
 impl Metadata {
     /// The leader's own words, if it can be asked: it alone knows how far the others are.
-    async fn at_leader(&self) -> Result<meta::StatusReply, Failure> {
+    pub(super) async fn at_leader(&self) -> Result<meta::StatusReply, Failure> {
         let status = self.status().await?;
         let leader = status.members.iter().find(|m| m.id == status.leader_id && m.id != status.member_id);
         let Some(leader) = leader else { return Ok(status) };

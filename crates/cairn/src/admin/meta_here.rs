@@ -134,11 +134,19 @@ fn own_port(network: &Network, status: &StatusReply) -> Result<String, Failure> 
 pub(crate) async fn wait_for(metadata: &Metadata, id: u64, learner: bool) -> Outcome {
     let what = if learner { "to begin" } else { "to catch up and vote; it goes on by itself: cairn meta ls" };
     up::wait(&format!("member {id} {what}"), async || {
-        let status = metadata.status().await.ok()?;
+        let status = metadata.at_leader().await.ok()?;
         let member = status.members.iter().find(|m| m.id == id)?;
         let done = if learner { member.healthy } else { !member.learner };
         let replaced = learner || status.members.iter().all(|m| m.id != member.replaces);
-        (done && replaced).then_some(())
+        (done && replaced && status.settled).then_some(())
+    })
+    .await
+}
+
+/// Until a majority of the members acts on the latest change: from then on one more of them may be lost.
+pub(crate) async fn wait_until_settled(metadata: &Metadata) -> Outcome {
+    up::wait("the members to know of the change", async || {
+        metadata.at_leader().await.ok().filter(|status| status.settled).map(|_| ())
     })
     .await
 }

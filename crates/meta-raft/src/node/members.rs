@@ -62,6 +62,12 @@ impl<S: Store> Node<S> {
         self.raw.raft.pending_conf_index > self.applied().index || membership::is_joint(&self.store().conf_state())
     }
 
+    /// Nothing that changes the members stands in the log after this; where it leads.
+    #[must_use]
+    pub fn changed_through(&self) -> u64 {
+        self.raw.raft.pending_conf_index
+    }
+
     /// Two configurations are in force.
     #[must_use]
     pub fn is_joint(&self) -> bool {

@@ -198,6 +198,7 @@ impl Meta for MetaDoor {
         let (cluster_id, epoch, cluster_version, usage) = seen.await.map_err(status)?;
         let (role, progress) = (self.gateway.leadership().role, self.gateway.progress());
         let following = self.gateway.look(cairn_meta_raft::Node::following).await.map_err(status)?;
+        let settled = self.leader.has_settled().await.map_err(status)?;
         let member = |m: &MemberRecord| Member {
             healthy: self.peers.is_reachable(m.id),
             matched: following.iter().find(|f| f.id == m.id).map_or(0, |f| f.matched),
@@ -213,6 +214,7 @@ impl Meta for MetaDoor {
             members: self.peers.members().iter().map(member).collect(),
             cluster_version,
             usage: Some(usage),
+            settled,
         }))
     }
 

@@ -54,6 +54,7 @@ impl Raft for RaftDoor {
             }
             self.peers.heard_from(from);
             self.peers.clock_of(from, frame.now_ms);
+            self.peers.applied_by(from, frame.applied);
             if !frame.messages.is_empty() {
                 let input = FromPeer::Messages { from, messages: frame.messages };
                 self.driver.send(input).await.map_err(|_| Status::unavailable("this member is stopping"))?;

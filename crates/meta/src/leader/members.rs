@@ -118,17 +118,24 @@ impl Leader {
 
     /// What this member sees, if it leads.
     async fn view(&self) -> Result<Option<View>, CallError> {
-        let seen = self
-            .gateway
-            .look(|node| (node.machine().members().clone(), node.following(), node.committed(), node.is_changing()));
-        let (members, following, committed, changing) = seen.await?;
+        let seen = self.gateway.look(|node| {
+            let changes = (node.is_changing(), node.changed_through());
+            (node.machine().members().clone(), node.following(), node.committed(), changes)
+        });
+        let (members, following, committed, (changing, changed_through)) = seen.await?;
         if following.is_empty() {
             return Ok(None);
         }
         let ids = members.members.iter().map(|m| m.id);
         let reachable = ids.filter(|id| self.peers.is_reachable(*id)).collect();
         let round = self.pace().round;
-        Ok(Some(View { leader: self.me, members, reachable, following, committed, round, changing }))
+        let up_to_date = self.peers.have_applied(changed_through);
+        Ok(Some(View { leader: self.me, members, reachable, following, committed, round, changing, up_to_date }))
+    }
+
+    /// Whether a majority of the voters acts on the latest change of members; no, unless this member leads.
+    pub(crate) async fn has_settled(&self) -> Result<bool, CallError> {
+        Ok(self.view().await?.is_some_and(|view| view.is_settled()))
     }
 
     /// Members that were added vote once they have caught up; those that they replace go.

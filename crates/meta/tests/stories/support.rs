@@ -107,7 +107,7 @@ impl Cluster {
                 let status = self.status(at).await?;
                 if status.leader_id == status.member_id {
                     let voters: Vec<u64> = status.members.iter().filter(|m| !m.learner).map(|m| m.id).collect();
-                    return (voters == expected).then_some(());
+                    return (voters == expected && status.settled).then_some(());
                 }
             }
             None
