@@ -16,7 +16,9 @@ use crate::machine::{Machine, OsdNotes, Turn};
 use crate::pg::is_up;
 use crate::refusal::{Outcome, Refusal};
 
-/// How long a report of silence counts.
+/// Reports of silence count together that come within this time: each is repeated every second while it holds.
+const AT_ONCE_S: u64 = 3;
+/// Who was declared down for silence is down at least as long, however it speaks itself.
 const SUSPICION_S: u64 = 10;
 /// The most addresses of one OSD.
 const ADDRESSES: usize = 8;
@@ -211,14 +213,32 @@ impl Machine {
         true
     }
 
-    /// Whether as many others as it takes say, recently, that an OSD is silent.
+    /// Whether as many others as it takes say now that an OSD is silent: two, or the only one that shares a group with it.
+    /// Whoever shares none is not asked: the groups that the two shared have gone on without one of them because they lost
+    /// each other, and which of them is cut off nobody else has said.
+    fn is_accused(&self, id: OsdId, now_s: u64) -> bool {
+        let shares = |other: &OsdId| self.share_a_group(id, *other);
+        let voices = self.accusers(id, now_s, AT_ONCE_S).filter(shares).count();
+        voices >= self.voices_needed(id)
+    }
+
+    /// Whether as many did lately: one that is down stays so for a while.
     fn is_suspect(&self, id: OsdId, now_s: u64) -> bool {
-        let recent = |suspicion: &&Suspicion| suspicion.at_s + SUSPICION_S >= now_s;
-        let voices = self.notes.get(&id).map_or(0, |notes| notes.suspicions.iter().filter(recent).count());
+        self.accusers(id, now_s, SUSPICION_S).count() >= self.voices_needed(id)
+    }
+
+    fn accusers(&self, id: OsdId, now_s: u64, within_s: u64) -> impl Iterator<Item = OsdId> + '_ {
+        let suspicions = self.notes.get(&id).into_iter().flat_map(|notes| &notes.suspicions);
+        suspicions.filter(move |s| s.at_s + within_s >= now_s).map(|s| OsdId(s.reporter))
+    }
+
+    fn voices_needed(&self, id: OsdId) -> usize {
         let others = self.map.osds.keys().filter(|other| **other != id && is_up(&self.map, **other));
-        let shares =
-            |other: &OsdId| self.map.pgs.values().any(|pg| pg.acting.contains(&id) && pg.acting.contains(other));
-        voices >= others.filter(|other| shares(other)).take(2).count().max(1)
+        others.filter(|other| self.share_a_group(id, **other)).take(2).count().max(1)
+    }
+
+    fn share_a_group(&self, one: OsdId, other: OsdId) -> bool {
+        self.map.pgs.values().any(|pg| pg.acting.contains(&one) && pg.acting.contains(&other))
     }
 
     pub(crate) fn report_down(&mut self, turn: &mut Turn<'_>, request: &ReportDownRequest) -> Outcome<ReportDownReply> {
@@ -265,7 +285,7 @@ impl Machine {
         let notes = self.notes.entry(osd.id).or_default();
         notes.suspicions.retain(|s| s.reporter != reporter.0 && s.at_s + SUSPICION_S >= turn.now_s);
         notes.suspicions.push(Suspicion { reporter: reporter.0, at_s: turn.now_s });
-        if osd.up && self.is_suspect(osd.id, turn.now_s) {
+        if osd.up && self.is_accused(osd.id, turn.now_s) {
             self.declare_down(turn, osd);
         } else {
             self.write_osd_quietly(turn, osd);

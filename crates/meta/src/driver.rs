@@ -32,6 +32,9 @@ const PEER_INPUTS: usize = 1024;
 const TURN: usize = 512;
 /// Ticks without a leader after which waiting calls are told so. Longer than an election.
 const LEADERLESS_TICKS: u32 = 30;
+/// Ticks without a leader after which the others' word that there is one counts. An election long: where the leader is
+/// gone, the others have noticed by then.
+const CUT_OFF_TICKS: u32 = 10;
 /// Ticks after which a proposal that was not seen is proposed again.
 const AGAIN_TICKS: u32 = 20;
 /// Ticks between looks for what can be given back.
@@ -286,7 +289,8 @@ impl<A: Audience> Driver<A> {
 
     /// Nothing may be waited for beyond its deadline, nor for long while nobody leads.
     fn end_late_calls(&mut self) {
-        let (now, leaderless) = (Instant::now(), self.leaderless_ticks >= LEADERLESS_TICKS);
+        let leaderless = self.leaderless_ticks >= LEADERLESS_TICKS || self.cut_off_from() != 0;
+        let now = Instant::now();
         let late = |deadline: Instant| leaderless || deadline <= now;
         let tickets: Vec<Ticket> =
             self.proposals.iter().filter(|(_, w)| late(w.deadline)).map(|(ticket, _)| *ticket).collect();
@@ -307,10 +311,16 @@ impl<A: Audience> Driver<A> {
     }
 
     fn reason(&self, otherwise: impl FnOnce(u64) -> CallError) -> CallError {
-        match self.node.role().leader {
-            0 => CallError::NoLeader { reachable: self.peers.reachable(), members: self.node.voters().len() },
+        match (self.node.role().leader, self.cut_off_from()) {
+            (0, leader) if leader != 0 => CallError::CutOff { leader },
+            (0, _) => CallError::NoLeader { reachable: self.peers.reachable(), members: self.node.voters().len() },
             _ => otherwise(crate::gateway::DEADLINE.as_secs()),
         }
+    }
+
+    /// The leader that others follow and that this member does not hear; 0: there is none, as far as is known.
+    fn cut_off_from(&self) -> u64 {
+        if self.leaderless_ticks < CUT_OFF_TICKS { 0 } else { self.peers.leader_of_others() }
     }
 
     fn give_up(&mut self, ticket: Ticket, error: CallError) {
@@ -412,7 +422,7 @@ impl<A: Audience> Driver<A> {
     }
 
     fn publish(&mut self) {
-        let leadership = Leadership { role: self.node.role(), surely: self.node.leads_surely() };
+        let leadership = Leadership { role: self.node.role(), surely: self.node.leads_surely(), cut_off_from: self.cut_off_from() };
         set_if_new(&self.leadership, leadership);
         let progress = Progress {
             applied: self.node.applied(),

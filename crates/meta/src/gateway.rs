@@ -45,6 +45,12 @@ pub(crate) enum CallError {
         /// All of them.
         members: usize,
     },
+    /// Others follow a leader that this member does not hear.
+    #[error("this member is cut off from member {leader}, which leads")]
+    CutOff {
+        /// As the others say.
+        leader: u64,
+    },
     /// A proposal was neither seen committed nor refused.
     #[error("the command was proposed but not committed within {waited_s} s; it may still be carried out")]
     Unknown {
@@ -86,6 +92,9 @@ pub(crate) struct Leadership {
     pub(crate) role: Role,
     /// This member leads and knows everything that was committed before.
     pub(crate) surely: bool,
+    /// This member follows nobody, and others say whom they follow; otherwise 0. Another member is to be asked: this one
+    /// may stay without a leader for as long as the network is as it is.
+    pub(crate) cut_off_from: u64,
 }
 
 /// How far the member is, as the driver last said. Changes with every command.
@@ -302,16 +311,17 @@ impl Gateway {
         self.ask(Call::UpdateMember(Box::new(change), done), answer).await
     }
 
-    /// Returns when nobody has led for `patience`, as far as this member knows.
+    /// Returns when nobody has led for `patience`, as far as this member knows, or others follow whom it does not hear.
     pub(crate) async fn leader_lost(&self, patience: Duration) {
         let mut leaderships = self.leadership.clone();
         loop {
             if leaderships.wait_for(|l| l.role.leader == 0).await.is_err() {
                 return;
             }
-            let found = leaderships.wait_for(|l| l.role.leader != 0);
-            if tokio::time::timeout(patience, found).await.is_err() {
-                return;
+            let found = leaderships.wait_for(|l| l.role.leader != 0 || l.cut_off_from != 0);
+            match tokio::time::timeout(patience, found).await {
+                Ok(Ok(leadership)) if leadership.role.leader != 0 => {}
+                _ => return,
             }
         }
     }

@@ -151,6 +151,10 @@ impl Leader {
                     Ok(Err(_)) | Err(_) => {}
                 }
             }
+            let cut_off_from = leaderships.borrow().cut_off_from;
+            if cut_off_from != 0 {
+                return Err(CallError::CutOff { leader: cut_off_from });
+            }
             if Instant::now() >= deadline {
                 return Err(match leader {
                     0 => self.no_leader(),

@@ -36,6 +36,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_millis(1000);
 /// A stream that has nothing to say says so.
 const QUIET: Duration = Duration::from_secs(1);
+/// What was said before that may be out of date.
+const LATELY: Duration = Duration::from_millis(1500);
 /// The largest frame that is accepted: an entry may be as large as a command, and a frame holds one at least.
 pub(crate) const MAX_FRAME_BYTES: usize = 16 << 20;
 /// Members that are known by their greeting only.
@@ -49,6 +51,8 @@ struct Link {
     heard: Option<Instant>,
     /// How far it has carried out the log, as it last said.
     applied: u64,
+    /// Whom it follows, as it last said.
+    leader: u64,
     /// Its clock minus ours, as its last word from the queue's end told.
     skew_ms: i64,
     /// Ends its task; dropped with the link.
@@ -172,7 +176,7 @@ impl Peers {
         let (channel, end) = (endpoint.connect_lazy(), CancellationToken::new());
         let (sender, queue) = mpsc::channel(QUEUE);
         state.fresh.push(NewLink { to, channel: channel.clone(), address: address.clone(), queue, end: end.clone() });
-        let link = Link { queue: sender, channel, address, heard: None, applied: 0, skew_ms: 0, _end: end.drop_guard() };
+        let link = Link { queue: sender, channel, address, heard: None, applied: 0, leader: 0, skew_ms: 0, _end: end.drop_guard() };
         state.links.insert(to, link);
         self.changed.notify_one();
     }
@@ -190,24 +194,30 @@ impl Peers {
         self.state().links.get(&member).map(|link| link.channel.clone())
     }
 
-    pub(crate) fn heard_from(&self, member: u64) {
+    /// It answered.
+    fn heard_from(&self, member: u64) {
         if let Some(link) = self.state().links.get_mut(&member) {
             link.heard = Some(Instant::now());
         }
     }
 
-    /// Its clock said this when it spoke just now.
-    pub(crate) fn clock_of(&self, member: u64, now_ms: u64) {
-        if let Some(link) = self.state().links.get_mut(&member).filter(|_| now_ms != 0) {
-            link.skew_ms = now_ms as i64 - clock::now_ms() as i64;
+    /// It spoke just now. What it says it has applied, it may have lost a little of since, where it lost its power.
+    pub(crate) fn hear(&self, member: u64, frame: &PeerFrame) {
+        if let Some(link) = self.state().links.get_mut(&member) {
+            link.heard = Some(Instant::now());
+            (link.applied, link.leader) = (frame.applied, frame.leader);
+            if frame.now_ms != 0 {
+                link.skew_ms = frame.now_ms as i64 - clock::now_ms() as i64;
+            }
         }
     }
 
-    /// It has carried out the log this far. It may have lost a little of that since, where it lost its power.
-    pub(crate) fn applied_by(&self, member: u64, applied: u64) {
-        if let Some(link) = self.state().links.get_mut(&member) {
-            link.applied = applied;
-        }
+    /// The member that another one follows, which said so lately; 0: nobody did.
+    pub(crate) fn leader_of_others(&self) -> u64 {
+        let lately = |link: &&Link| link.heard.is_some_and(|at| at.elapsed() < LATELY);
+        let state = self.state();
+        let leaders = state.links.values().filter(lately).map(|link| link.leader);
+        leaders.filter(|leader| *leader != self.me).max().unwrap_or(0)
     }
 
     /// Which of the others have carried out the log through `index`.
@@ -441,5 +451,6 @@ async fn next_frame(queue: &mut mpsc::Receiver<PeerMessage>, gateway: &Gateway) 
 
 /// What every frame says of this member.
 fn said_now(gateway: &Gateway) -> PeerFrame {
-    PeerFrame { now_ms: clock::now_ms(), applied: gateway.progress().applied.index, ..PeerFrame::default() }
+    let (applied, leader) = (gateway.progress().applied.index, gateway.leadership().role.leader);
+    PeerFrame { now_ms: clock::now_ms(), applied, leader, ..PeerFrame::default() }
 }

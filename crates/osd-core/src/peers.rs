@@ -35,6 +35,8 @@ const REPORT_MS: u64 = 1000;
 struct Peer {
     incarnation: Incarnation,
     up: bool,
+    /// Its life has ended, says the map.
+    dead: bool,
     /// The newest epoch it spoke of.
     epoch: Epoch,
     heard: Time,
@@ -84,6 +86,7 @@ impl Peers {
             let peer = self.peers.entry(*id).or_insert_with(|| Peer {
                 incarnation: osd.incarnation,
                 up: osd.up,
+                dead: false,
                 epoch: Epoch(0),
                 heard: now,
                 lost: None,
@@ -99,7 +102,8 @@ impl Peers {
             if osd.incarnation > peer.incarnation {
                 peer.new_life(now, osd.incarnation);
             }
-            peer.up = osd.up && osd.incarnation > osd.dead_through;
+            peer.dead = osd.incarnation <= osd.dead_through;
+            peer.up = osd.up && !peer.dead;
             if let Some((epoch, until)) = peer.early
                 && epoch <= map.epoch
             {
@@ -219,6 +223,13 @@ impl Peers {
             return false;
         }
         self.peers.get(&osd).is_none_or(|peer| !peer.up || peer.failed(now, self.silence_ms()).is_some())
+    }
+
+    /// Whether this OSD can speak with it now, whatever the map says of it: who is marked down may still be heard by some,
+    /// and where an in-sync member cannot be spared, its word is needed as before.
+    pub(crate) fn is_reachable(&self, now: Time, osd: OsdId) -> bool {
+        let silence = self.silence_ms();
+        self.peers.get(&osd).is_some_and(|peer| !peer.dead && peer.failed(now, silence).is_none())
     }
 
     /// How long its oldest disk operation has taken so far, as it said last.

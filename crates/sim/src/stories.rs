@@ -114,6 +114,7 @@ impl<'a> Words<'a> {
     fn whom(&mut self) -> Whom {
         match self.word() {
             "osds" => Whom::Osds,
+            "osd" => Whom::OneOsd(self.number()),
             "members" => Whom::Members,
             "clients" => Whom::Clients,
             "client" => Whom::OneClient(self.number()),

@@ -33,6 +33,7 @@ pub(crate) fn etcd_status(error: CallError) -> Status {
             let why = format!("etcdserver: no leader ({reachable} of {members} members reachable)");
             Status::unavailable(why)
         }
+        CallError::CutOff { .. } => Status::unavailable("etcdserver: no leader"),
         CallError::Unknown { .. } => Status::unavailable("etcdserver: request timed out"),
         other => weather(&other),
     }
@@ -92,6 +93,9 @@ fn weather(error: &CallError) -> Status {
         CallError::NoLeader { .. } => {
             let remedy = "start the missing metadata members; a majority of them must reach each other";
             explained(Code::Unavailable, &message, remedy)
+        }
+        CallError::CutOff { .. } => {
+            explained(Code::Unavailable, &message, "ask another member, and look at the network between these two")
         }
         CallError::Unknown { .. } => {
             let remedy = "repeat it with the same session and sequence: it is carried out once";

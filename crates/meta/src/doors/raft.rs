@@ -52,9 +52,7 @@ impl Raft for RaftDoor {
             if self.peers.is_removed(from) {
                 return Err(Status::failed_precondition(format!("member {from} was removed from this cluster")));
             }
-            self.peers.heard_from(from);
-            self.peers.clock_of(from, frame.now_ms);
-            self.peers.applied_by(from, frame.applied);
+            self.peers.hear(from, &frame);
             if !frame.messages.is_empty() {
                 let input = FromPeer::Messages { from, messages: frame.messages };
                 self.driver.send(input).await.map_err(|_| Status::unavailable("this member is stopping"))?;

@@ -123,6 +123,7 @@ impl Pg {
                 member.reset(ctx.now, REST_MS);
             }
         }
+        let isr = &self.config.isr;
         let Some(primary) = &mut self.primary else { return };
         for (osd, member) in &mut primary.members {
             let life = ctx.peers.incarnation(*osd);
@@ -131,7 +132,8 @@ impl Pg {
                 member.reset(ctx.now, 0);
             }
             let ready = matches!(member.step, Step::Fresh) && ctx.now >= member.rest_until;
-            if ready && !ctx.peers.is_down(ctx.now, *osd) {
+            let there = !ctx.peers.is_down(ctx.now, *osd) || isr.contains(osd) && ctx.peers.is_reachable(ctx.now, *osd);
+            if ready && there {
                 member.attempt = ctx.next_attempt();
                 member.step = Step::Asked;
                 member.said_at = ctx.now;
