@@ -119,6 +119,16 @@ impl ClientHost {
         Node::Client(self.index)
     }
 
+    /// What it is about, for a failure's text.
+    pub(crate) fn holding(&self) -> String {
+        match &self.holding {
+            Holding::Nothing => "it holds nothing".to_owned(),
+            Holding::Asking => format!("it asks for {:?}", self.volume),
+            Holding::Fencing { reply } => format!("it waits for the fence of {reply:?}"),
+            Holding::Working { .. } => format!("it works on {:?}", self.volume),
+        }
+    }
+
     pub(crate) fn is_working(&self) -> bool {
         matches!(self.holding, Holding::Working { .. })
     }
@@ -157,9 +167,13 @@ impl ClientHost {
         self.holding = Holding::Asking;
     }
 
-    /// Lets the volume go, with what is under way.
+    /// Lets the volume go, with what is under way. Not while it is only being taken: an attachment that is on its way would
+    /// be nobody's.
     pub(crate) fn release(&mut self, bus: &mut Bus) {
-        let (Some(volume), true) = (self.volume.take(), self.is_working()) else { return };
+        if !self.is_working() {
+            return;
+        }
+        let Some(volume) = self.volume.take() else { return };
         let volume = Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) });
         let request = DetachRequest { mutation: None, volume, generation: self.generation };
         self.caller.call(bus, Payload::Detach(request), ());

@@ -78,6 +78,11 @@ impl World {
                 lines.push(format!("  {status:?}"));
             }
         }
+        let doomed = self.volumes.get(&DOOMED).map(|volume| map.volumes.get(volume));
+        lines.push(format!("the volume that is to be deleted: {doomed:?}"));
+        for client in self.clients.iter().filter(|client| !client.is_working() && !client.holds_nothing()) {
+            lines.push(format!("client {} neither works nor rests: {}", client.index, client.holding()));
+        }
         lines.join("\n  ")
     }
 
