@@ -422,7 +422,8 @@ impl<A: Audience> Driver<A> {
     }
 
     fn publish(&mut self) {
-        let leadership = Leadership { role: self.node.role(), surely: self.node.leads_surely(), cut_off_from: self.cut_off_from() };
+        let leadership =
+            Leadership { role: self.node.role(), surely: self.node.leads_surely(), cut_off_from: self.cut_off_from() };
         set_if_new(&self.leadership, leadership);
         let progress = Progress {
             applied: self.node.applied(),

@@ -176,7 +176,16 @@ impl Peers {
         let (channel, end) = (endpoint.connect_lazy(), CancellationToken::new());
         let (sender, queue) = mpsc::channel(QUEUE);
         state.fresh.push(NewLink { to, channel: channel.clone(), address: address.clone(), queue, end: end.clone() });
-        let link = Link { queue: sender, channel, address, heard: None, applied: 0, leader: 0, skew_ms: 0, _end: end.drop_guard() };
+        let link = Link {
+            queue: sender,
+            channel,
+            address,
+            heard: None,
+            applied: 0,
+            leader: 0,
+            skew_ms: 0,
+            _end: end.drop_guard(),
+        };
         state.links.insert(to, link);
         self.changed.notify_one();
     }
