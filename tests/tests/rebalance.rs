@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use cairn_tests::{Cluster, UpOptions, capture, find_program, output, run};
+use cairn_tests::{Cluster, UpOptions, capture, find_program, output, run, until};
 
 /// Incompressible bytes that are the same in every run.
 fn noise(file: &Path, mib: usize) -> Result<()> {
@@ -96,5 +96,51 @@ fn osds_are_drained_removed_and_replaced_while_a_client_writes() -> Result<()> {
     finished(nbdcopy(&uri, &read.to_string_lossy())?)?;
     assert_eq!(std::fs::read(&written)?, std::fs::read(&read)?, "what was written is what is read");
     assert_eq!(degraded(&cluster)?, 0);
+    cluster.reset()
+}
+
+/// The groups of every pool, and how many there are to be.
+fn groups(cluster: &Cluster) -> Result<Vec<(u64, u64)>> {
+    let pools = cluster.cairn_json(&["pool", "ls"])?;
+    let of = |pool: &serde_json::Value| Some((pool["pg_count"].as_u64()?, pool["pg_target"].as_u64()?));
+    Ok(pools.as_array().into_iter().flatten().filter_map(of).collect())
+}
+
+#[test]
+fn placement_groups_split_while_a_client_writes() -> Result<()> {
+    let mut cluster = Cluster::up(UpOptions { storage_only: true, osds: Some(4), ..UpOptions::default() })?;
+    let folder = tempfile::tempdir()?;
+    let (written, read) = (folder.path().join("written"), folder.path().join("read"));
+    run(&mut cluster.cairn(&["volume", "create", "v", "--size", "64Mi"]))?;
+    let socket = capture(&mut cluster.cairn(&["volume", "attach", "v", "--nbd"]))?;
+    let uri = format!("nbd+unix:///?socket={}", socket.trim());
+    noise(&written, 64)?;
+    finished(nbdcopy(&written.to_string_lossy(), &uri)?)?;
+
+    let (before, _) = groups(&cluster)?[0];
+    let wanted = before * 4;
+    let (code, words) = refused(&cluster, &["pool", "set", "default", "--pgs", "3"])?;
+    assert!(code == Some(1) && words.contains("power of two"), "{words}");
+    let (code, words) = refused(&cluster, &["pool", "set", "default", "--pgs", "1"])?;
+    assert!(code == Some(1) && words.contains("never joined again"), "{words}");
+    let pgs = wanted.to_string();
+    run(&mut cluster.cairn(&["pool", "set", "default", "--pgs", &pgs, "--dry-run"]))?;
+    assert_eq!(groups(&cluster)?, [(before, before)], "nothing was changed");
+    run(&mut cluster.cairn(&["pool", "set", "default", "--pgs", &pgs]))?;
+    // The same bytes again and again, until all have split.
+    until("all groups to split", 120, || {
+        finished(nbdcopy(&written.to_string_lossy(), &uri)?)?;
+        Ok((groups(&cluster)? == [(wanted, wanted)]).then_some(()))
+    })?;
+    cluster.kill("osd-1")?;
+    until("every group to be whole again", 120, || {
+        let pools = cluster.cairn_json(&["pool", "ls"])?;
+        let pool = &pools[0];
+        Ok((pool["active_pgs"] == wanted && pool["degraded_pgs"] == 0 && pool["misplaced_pgs"] == 0).then_some(()))
+    })?;
+    finished(nbdcopy(&uri, &read.to_string_lossy())?)?;
+    assert_eq!(std::fs::read(&written)?, std::fs::read(&read)?, "what was written is what is read");
+    let scrub = cluster.cairn_json(&["pool", "scrub", "default", "--deep", "--wait"])?;
+    assert!(scrub["blocks"].as_u64() > Some(0) && scrub["bad_copies"] == 0 && scrub["damaged_blocks"] == 0, "{scrub}");
     cluster.reset()
 }

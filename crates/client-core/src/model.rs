@@ -67,6 +67,7 @@ pub(crate) fn map(epoch: u64) -> ClusterMap {
         device_class: None,
         object_size: OBJECT,
         pg_count: 2,
+        pg_target: 2,
     };
     let pg = |index: u32| {
         let config = PgConfig {

@@ -207,6 +207,7 @@ fn first_map(directory: &std::path::Path) -> ClusterMap {
         device_class: None,
         object_size: OBJECT,
         pg_count: 4,
+        pg_target: 4,
     };
     let pg = |index: u32| {
         let config = PgConfig {

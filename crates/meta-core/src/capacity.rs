@@ -112,6 +112,7 @@ mod tests {
             device_class: None,
             object_size: 4 << 20,
             pg_count: 8,
+            pg_target: 8,
         }
     }
 

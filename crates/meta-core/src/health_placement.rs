@@ -27,6 +27,7 @@ fn flags(map: &ClusterMap) -> Option<HealthCheck> {
         "noout" => "noout: an OSD that stays down is not taken out, so its copies are not made again elsewhere",
         "norebalance" => "norebalance: placement groups that have all their copies do not move",
         "noin" => "noin: an OSD that joins stays out of placement",
+        "noautoscale" => "noautoscale: a pool that has too few placement groups for its OSDs keeps them",
         _ => "nobalance: uneven placement groups are left as they are",
     };
     let details = set.iter().map(|flag| effect(flag).to_owned()).collect();
@@ -60,17 +61,21 @@ fn no_room(map: &ClusterMap) -> Option<HealthCheck> {
     (!details.is_empty()).then(|| check("PG_BACKFILL_FULL", false, summary, remedy, details))
 }
 
+/// Whether a pool has so few groups for the OSDs there are that they cannot be used evenly.
+pub(crate) fn too_few_pgs(map: &ClusterMap, pool: &Pool) -> bool {
+    let grown = capacity::candidates(map, pool).count() > SMALL;
+    grown && pool.pg_target.saturating_mul(TOO_FEW) <= target_pgs(map, pool)
+}
+
 fn few_pgs(map: &ClusterMap) -> Option<HealthCheck> {
-    let grown = map.pools.values().filter(|pool| capacity::candidates(map, pool).count() > SMALL);
-    let few = |pool: &&Pool| pool.pg_count.saturating_mul(TOO_FEW) <= target_pgs(map, pool);
-    let details: Vec<String> = grown
-        .filter(few)
+    let few = map.pools.values().filter(|pool| too_few_pgs(map, pool));
+    let details: Vec<String> = few
         .map(|pool| {
-            format!("pool `{}` has {} and would be given {} today", pool.name, pool.pg_count, target_pgs(map, pool))
+            format!("pool `{}` has {} and would be given {} today", pool.name, pool.pg_target, target_pgs(map, pool))
         })
         .collect();
     let summary = counted(details.len(), "pool has too few placement groups", "pools have too few placement groups");
-    let remedy = "the groups of a pool are not split in this version: make a pool for the OSDs there are now (cairn pool \
-                  create NAME --expect-osds N) and put new volumes there";
+    let remedy = "it is given more by itself, unless noautoscale or norebalance is set (cairn osd unset noautoscale); by \
+                  hand: cairn pool set NAME --pgs N";
     (!details.is_empty()).then(|| check("POOL_TOO_FEW_PGS", false, summary, remedy, details))
 }

@@ -36,6 +36,7 @@ pub mod restore;
 pub mod scrub;
 mod session;
 mod settings;
+mod split;
 mod state;
 mod volume;
 mod writes;

@@ -67,6 +67,8 @@ pub fn due(machine: &Machine, now_s: u64, balance: bool) -> Option<ChangePlaceme
     let even = BalancePgs { most: AUTOMATIC_STEPS, automatic: true };
     let change = if machine.silent_for_too_long(now_s).is_some() {
         Change::OutSilent(OutSilentOsds {})
+    } else if let Some(set) = machine.pool_that_outgrew_its_pgs() {
+        Change::SetPgs(set)
     } else if balance && !machine.balanced(&even).is_empty() {
         Change::Balance(even)
     } else {
@@ -91,6 +93,7 @@ impl Machine {
             Change::Remove(remove) => self.drop_osd(turn, *remove)?,
             Change::Balance(balance) => self.balance(turn, balance),
             Change::OutSilent(_) => self.out_silent(turn),
+            Change::SetPgs(set) => self.set_pgs(turn, set)?,
         }
         let after = self.standing(false);
         let changed = turn.touched != crate::history::Touched::default();
@@ -296,7 +299,8 @@ impl Machine {
         let mut changes = Vec::new();
         for pool in self.map.pools.values() {
             let (placer, now) = (self.placer(pool), self.exceptions_of(pool.id));
-            if placer.domains() < pool.size as usize || left == 0 {
+            // What is split is balanced when all of it is.
+            if placer.domains() < pool.size as usize || left == 0 || pool.is_splitting() {
                 continue;
             }
             let then = placer.balance(pool.pg_count, &now, left);

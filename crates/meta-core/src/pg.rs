@@ -85,7 +85,8 @@ pub(crate) fn judge(
     }
     let c = now.c.next();
     let interval = if primary == reporter { now.interval } else { c };
-    Ok(PgConfig { c, interval, primary: Some(primary), isr, acting, backfill, up: now.up.clone() })
+    let (up, born) = (now.up.clone(), now.born);
+    Ok(PgConfig { c, interval, primary: Some(primary), isr, acting, backfill, up, born })
 }
 
 fn distinct(what: &str, osds: &[u32]) -> Result<Vec<OsdId>, String> {
@@ -134,8 +135,13 @@ impl Machine {
         self.check_alive(reporter, Incarnation(request.incarnation))?;
         self.confirm(turn, reporter);
         let mut outcomes = Vec::with_capacity(request.changes.len());
+        let before = self.map.pgs.len();
         for change in request.changes {
             outcomes.push(self.change_pg(turn, reporter, change));
+        }
+        if self.map.pgs.len() != before {
+            self.count_halves(turn);
+            self.place_pgs(turn);
         }
         let applied = outcomes.iter().any(|outcome| outcome.applied);
         let epoch = if applied { self.coming_epoch() } else { self.map.epoch };
@@ -148,6 +154,9 @@ impl Machine {
             let refused = format!("there is no placement group {id}");
             return PgOutcome { pg: change.pg, applied: false, now: None, refused };
         };
+        if let Some(at) = change.split_at {
+            return self.split_pg(turn, (id, now.clone()), reporter, (&change, at.into()));
+        }
         let judged = judge(&self.map, now, pool.min_size, reporter, &change)
             .and_then(|next| fills::check(&self.map, (id, now), &next, reporter).map(|()| next));
         match judged {

@@ -59,8 +59,11 @@ impl Machine {
         let (mut changes, mut outgrown) = (Vec::new(), Vec::new());
         for pool in self.map.pools.values() {
             let placer = self.placer(pool);
-            for index in 0..pool.pg_count {
-                let id = PgId { pool: pool.id, index };
+            let id_of = |index| PgId { pool: pool.id, index };
+            let halves =
+                (pool.pg_count..pool.next_pg_count()).filter(|index| self.map.pgs.contains_key(&id_of(*index)));
+            for index in (0..pool.pg_count).chain(halves) {
+                let id = id_of(index);
                 let now = self.map.pgs.get(&id).cloned().unwrap_or_default();
                 let mut up = placer.place_what_fits(index);
                 if let Some(exceptions) = self.exceptions.get(&id) {

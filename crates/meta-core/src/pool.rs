@@ -14,7 +14,7 @@ const SIZES: u32 = 8;
 /// The smallest object.
 const SMALLEST_OBJECT: u32 = 64 << 10;
 /// The most PGs of one pool.
-const PGS: u32 = 16_384;
+pub(crate) const MOST_PGS: u32 = 16_384;
 /// PG copies that each OSD should carry, if nobody says otherwise.
 const PGS_PER_OSD: u32 = 64;
 
@@ -54,11 +54,13 @@ impl Machine {
             device_class: Some(asked.device_class).filter(|class| !class.is_empty()),
             object_size: or(asked.object_size, OBJECT_SIZE),
             pg_count: asked.pg_count,
+            pg_target: asked.pg_count,
         };
         if pool.pg_count == 0 {
             let osds = capacity::candidates(&self.map, &pool).count() as u32;
             pool.pg_count = pgs_for(osds.max(expected_osds), pool.size);
         }
+        pool.pg_target = pool.pg_count;
         check_numbers(&pool)?;
         Ok(pool)
     }
@@ -94,7 +96,7 @@ impl Machine {
 
 /// The number of PGs that suits so many OSDs.
 fn pgs_for(osds: u32, size: u32) -> u32 {
-    (osds.saturating_mul(PGS_PER_OSD) / size.max(1)).clamp(16, PGS / 2).next_power_of_two()
+    (osds.saturating_mul(PGS_PER_OSD) / size.max(1)).clamp(16, MOST_PGS / 2).next_power_of_two()
 }
 
 /// The number of PGs that a pool would be given if it were made today.
@@ -119,9 +121,13 @@ fn check_numbers(pool: &Pool) -> Result<(), Refusal> {
         );
         return Err(Refusal::invalid(message));
     }
-    if !pool.pg_count.is_power_of_two() || pool.pg_count > PGS {
-        let nearest = pool.pg_count.min(PGS).next_power_of_two();
-        let message = format!("the number of PGs must be a power of two up to {PGS}, and {} is not", pool.pg_count);
+    check_pgs(pool.pg_count)
+}
+
+pub(crate) fn check_pgs(pgs: u32) -> Result<(), Refusal> {
+    if !pgs.is_power_of_two() || pgs > MOST_PGS {
+        let nearest = pgs.min(MOST_PGS).next_power_of_two();
+        let message = format!("the number of PGs must be a power of two up to {MOST_PGS}, and {pgs} is not");
         return Err(Refusal::invalid(message).remedy(format!("use {nearest}")));
     }
     Ok(())

@@ -14,12 +14,13 @@ use cairn_proto::meta::{
     ClusterRecord, KvRecord, MemberRecord, MembersRecord, OsdRecord, Pg, PgMemory, RegisterOsdRequest, Restoring,
     VolumeRecord,
 };
-use cairn_types::map::PgConfig;
+use cairn_types::map::{PgConfig, Pool};
 use cairn_types::{ConfVersion, Incarnation, OsdId, PgId};
 use prost::Message;
 
 use crate::machine::{Machine, Turn};
 use crate::pg::elect;
+use crate::pool::MOST_PGS;
 use crate::refusal::Corrupt;
 use crate::{keys, record};
 
@@ -169,6 +170,7 @@ impl Machine {
         restoring.awaited.retain(|awaited| *awaited != osd.0);
         for memory in memories {
             let id: PgId = memory.pg.unwrap_or_default().into();
+            self.remember_half(turn, id, memory);
             let Some(known) = self.map.pgs.get(&id).filter(|known| memory.c > known.c.0) else { continue };
             let isr: Vec<OsdId> = memory.isr.iter().copied().map(OsdId).collect();
             let newer =
@@ -180,6 +182,15 @@ impl Machine {
         }
     }
 
+    /// A PG that was split off after the backup is there again as soon as one disk knows it: its objects are in no other.
+    fn remember_half(&mut self, turn: &mut Turn<'_>, id: PgId, memory: &PgMemory) {
+        let Some(pool) = self.map.pools.get(&id.pool).filter(|_| id.index < MOST_PGS).cloned() else { return };
+        let Some(born) = memory.born.filter(|_| !self.map.pgs.contains_key(&id)) else { return };
+        let pg_target = (id.index + 1).next_power_of_two().max(pool.pg_target);
+        self.write_pool(turn, Pool { pg_target, ..pool });
+        self.put_pg(turn, id, PgConfig { born: Some(born.into()), ..PgConfig::default() });
+    }
+
     /// Of an OSD that will never come back nothing is awaited.
     pub(crate) fn await_no_longer(&mut self, turn: &mut Turn<'_>, osd: OsdId) {
         self.hear_memories(turn, osd, &[]);
@@ -187,6 +198,7 @@ impl Machine {
 
     fn begin_again(&mut self, turn: &mut Turn<'_>) {
         self.cluster.restoring = None;
+        self.count_halves(turn);
         let pgs: Vec<(PgId, PgConfig)> = self.map.pgs.iter().map(|(id, pg)| (*id, pg.clone())).collect();
         for (id, pg) in pgs.into_iter().filter(|(_, pg)| !pg.isr.is_empty()) {
             // A version that was given since the backup is not given again to another configuration.

@@ -21,6 +21,7 @@ impl Machine {
         set(&mut next.norebalance, request.norebalance);
         set(&mut next.noin, request.noin);
         set(&mut next.nobalance, request.nobalance);
+        set(&mut next.noautoscale, request.noautoscale);
         next.down_out_s = request.down_out_s.unwrap_or(next.down_out_s);
         next.backfills = request.backfills.unwrap_or(next.backfills);
         next.client_latency_ms = request.client_latency_ms.unwrap_or(next.client_latency_ms);

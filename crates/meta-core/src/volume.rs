@@ -219,8 +219,8 @@ impl Machine {
             record.purged.push(pg.index);
             record.purged.sort_unstable();
         }
-        let of = self.map.pools.get(&pool).map_or(0, |pool| pool.pg_count);
-        if record.purged.len() < of as usize {
+        let all = PgId { pool, index: 0 }..=PgId { pool, index: u32::MAX };
+        if record.purged.len() < self.map.pgs.range(all).count() {
             self.write_volume(turn, &record);
             return Ok(ReportPurgedReply {});
         }

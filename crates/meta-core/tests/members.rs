@@ -11,9 +11,10 @@ use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
     AddMember, BeginMembers, ChangeMemberReply, ChangeMemberRequest, Command, CommandError, CreatePoolRequest,
-    ErrorCode, Location, Member, MuteHealthRequest, PgMemory, Pool, PromoteMember, RegisterOsdRequest, UpdateMember,
+    ErrorCode, Location, LogPoint, Member, MuteHealthRequest, PgBorn, PgMemory, Pool, PromoteMember,
+    RegisterOsdRequest, UpdateMember,
 };
-use cairn_types::OsdId;
+use cairn_types::{OsdId, PgId};
 use prost::Message;
 
 use cluster::Cluster;
@@ -174,7 +175,7 @@ fn after_a_restore_the_newest_configuration_that_any_disk_knows_counts() {
     let newest: Vec<OsdId> = stale.isr.iter().copied().filter(|osd| osd.0 != cluster.osd("c")).collect();
     let known = |c: u64, isr: &[OsdId]| {
         let isr = isr.iter().map(|osd| osd.0).collect();
-        PgMemory { pg: Some(id.into()), c, isr }
+        PgMemory { pg: Some(id.into()), c, isr, born: None }
     };
     let memories = [
         ("a", known(stale.c.0 + 4, &newest)),
@@ -229,8 +230,9 @@ fn an_osd_that_is_newer_than_the_backup_is_awaited_and_taken_back() {
     // Since the backup a fourth OSD came, took the place of c and then of b, and in the end wrote alone with a.
     let newer = next_osd(&cluster);
     let a = OsdId(cluster.osd("a"));
-    let memory =
-        |c: u64, isr: &[OsdId]| vec![PgMemory { pg: Some(id.into()), c, isr: isr.iter().map(|osd| osd.0).collect() }];
+    let memory = |c: u64, isr: &[OsdId]| {
+        vec![PgMemory { pg: Some(id.into()), c, isr: isr.iter().map(|osd| osd.0).collect(), born: None }]
+    };
     let last = memory(stale.c.0 + 9, &[a, newer]);
     for (index, name) in ["b", "c", "a"].into_iter().enumerate() {
         let memories = if name == "a" { last.clone() } else { Vec::new() };
@@ -268,7 +270,7 @@ fn an_osd_that_is_newer_than_the_backup_can_be_lost_too() {
     let a = OsdId(cluster.osd("a"));
     let c = machine.map().pgs[&id].c.0 + 9;
     for (index, name) in ["b", "c", "a"].into_iter().enumerate() {
-        let memories = vec![PgMemory { pg: Some(id.into()), c, isr: vec![a.0, newer.0] }];
+        let memories = vec![PgMemory { pg: Some(id.into()), c, isr: vec![a.0, newer.0], born: None }];
         apply(
             &mut machine,
             &mut state,
@@ -293,4 +295,36 @@ fn revisions_that_were_given_since_the_backup_are_not_given_again() {
     let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
     let Answer::KvPut(reply) = apply(&mut machine, &mut state, 1000, Payload::KvPut(put)) else { panic!() };
     assert!(reply.header.unwrap().revision > before + (1 << 31));
+}
+
+/// Nothing in the backup names it, and its objects are in no other group.
+#[test]
+fn a_group_that_was_split_off_after_the_backup_is_known_by_the_disks() {
+    let (cluster, mut state) = restored(&[]);
+    let mut machine = Machine::open(&state).unwrap();
+    let pool = *machine.map().pools.keys().next().unwrap();
+    let half = PgId { pool, index: 4 };
+    let isr: Vec<u32> = ["c", "a"].map(|name| cluster.osd(name)).to_vec();
+    let born = Some(PgBorn { from: 0, c: 9, at: Some(LogPoint { c: 3, seq: 70, hash: 5 }) });
+    let memory = PgMemory { pg: Some(half.into()), c: 9, isr: isr.clone(), born };
+    for (index, name) in ["b", "c", "a"].into_iter().enumerate() {
+        let memories = if name == "b" { Vec::new() } else { vec![memory.clone()] };
+        let request = Payload::RegisterOsd(comes_back(&cluster, name, memories));
+        apply(&mut machine, &mut state, 1000 + index as u64, request);
+    }
+    let map = machine.map();
+    assert_eq!(
+        (map.pools[&pool].pg_count, map.pools[&pool].pg_target),
+        (4, 8),
+        "the others split as they were about to"
+    );
+    let now = &map.pgs[&half];
+    assert_eq!(now.isr.iter().map(|osd| osd.0).collect::<Vec<_>>(), isr);
+    assert!(now.primary.is_some() && now.born.is_some_and(|born| born.at.seq() == 70), "{now:?}");
+    let of = |hash| map.pg_of(pool, hash).unwrap().0.index;
+    assert_eq!((of(4), of(12), of(0), of(5)), (4, 4, 0, 1));
+    assert_eq!(
+        (map.parts(half), map.parts(PgId { index: 0, ..half }), map.parts(PgId { index: 1, ..half })),
+        (8, 8, 4)
+    );
 }

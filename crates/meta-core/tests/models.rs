@@ -392,6 +392,7 @@ fn act(cluster: &mut Cluster, deed: Deed, session: &mut u64) {
                     isr,
                     acting: acting.into_iter().map(u32::from).collect(),
                     backfill: backfill.into_iter().map(u32::from).collect(),
+                    split_at: None,
                 }],
             })
         }

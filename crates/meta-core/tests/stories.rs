@@ -17,7 +17,7 @@ use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
     AttachMode, AttachRequest, ChangePgsRequest, CommandError, CreatePoolRequest, CreateVolumeRequest,
-    DeleteVolumeRequest, DetachRequest, DownEvidence, InitCluster, LeaseExpire, ListVolumesRequest, Location,
+    DeleteVolumeRequest, DetachRequest, DownEvidence, InitCluster, LeaseExpire, ListVolumesRequest, Location, LogPoint,
     OsdReports, PgChange, PgId, Pool, PublishVolumeRequest, RegisterNodeRequest, RemoveOsd, ReportDownRequest,
     ReportOsdRequest, ReportPurgedRequest, ResizeVolumeRequest, SetOsdPlaced, UnpublishVolumeRequest, Volume,
     VolumeRef, volume_ref,
@@ -387,6 +387,7 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
                 isr: osds(cluster, line.value("isr")),
                 acting: osds(cluster, line.value("acting")),
                 backfill: osds(cluster, line.value("backfill")),
+                split_at: line.values.get("split").map(|seq| LogPoint { c: 1, seq: number(seq), hash: 7 }),
             }],
         }),
         "placed" => Payload::SetOsdPlaced(SetOsdPlaced {
@@ -496,7 +497,8 @@ fn shown(cluster: &Cluster, pg: &PgConfig) -> String {
     let primary = pg.primary.map_or("-", |osd| cluster.name_of(osd));
     let sets = [&pg.isr, &pg.acting, &pg.backfill, &pg.up].map(|set| names(cluster, set));
     let [isr, acting, backfill, up] = sets;
-    format!("{} {} primary={primary} isr={isr} acting={acting} backfill={backfill} up={up}", pg.c, pg.interval)
+    let born = pg.born.map_or(String::new(), |born| format!(" born={} {} {}", born.from, born.c, born.at.seq()));
+    format!("{} {} primary={primary} isr={isr} acting={acting} backfill={backfill} up={up}{born}", pg.c, pg.interval)
 }
 
 fn volume(volume: &Volume) -> String {

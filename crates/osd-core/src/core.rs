@@ -47,6 +47,8 @@ pub struct OsdCore {
     needed: Epoch,
     full: bool,
     stopped: bool,
+    /// Some groups have heard of a split and are on their way through it.
+    splitting: bool,
 }
 
 impl OsdCore {
@@ -71,6 +73,7 @@ impl OsdCore {
             needed: Epoch(0),
             full: false,
             stopped: false,
+            splitting: false,
         }
     }
 
@@ -119,30 +122,26 @@ impl OsdCore {
         }
         self.map = map;
         let me = self.config.osd;
-        for (id, config) in &self.map.pgs {
-            if [&config.acting, &config.isr, &config.backfill].iter().any(|set| set.contains(&me)) {
-                self.pgs.entry(*id).or_insert_with(|| Pg::new(*id, me));
-            }
-        }
         let map = Arc::clone(&self.map);
         self.peers.handle_map(self.now, &map, watched(&map, me));
         self.fills = Fills::of(&map, me);
-        let led = self.led();
-        for id in self.pgs.keys().copied().collect::<Vec<_>>() {
-            self.with(id, |pg, ctx| pg.handle_map(ctx));
-        }
-        self.tell_of_the_lead(&led);
+        self.follow_map();
         self.out.persist_epoch(self.now, map.epoch);
         if self.pgs.is_empty() {
             self.next_tick = None;
         } else if self.next_tick.is_none() {
             self.next_tick = Some(self.now.plus_ms(self.phase_ms));
         }
+        self.hear_what_waited();
+    }
+
+    /// What came before the map, or the half of a group, that it is about.
+    fn hear_what_waited(&mut self) {
         for (from, life, message) in std::mem::take(&mut self.early) {
-            self.handle_peer(now, from, life, message);
+            self.handle_peer(self.now, from, life, message);
         }
         for (conn, request) in std::mem::take(&mut self.waiting) {
-            self.handle_client(now, conn, request);
+            self.handle_client(self.now, conn, request);
         }
     }
 
@@ -204,7 +203,13 @@ impl OsdCore {
         self.now = self.now.max(now);
         match self.out.persisted(token) {
             _ if self.stopped => {}
-            Some(PersistFor::Pg(id, durable)) => self.with(id, |pg, ctx| pg.handle_durable(ctx, durable)),
+            Some(PersistFor::Pg(id, durable)) => {
+                self.with(id, |pg, ctx| pg.handle_durable(ctx, durable));
+                if self.splitting {
+                    self.follow_map();
+                    self.hear_what_waited();
+                }
+            }
             Some(PersistFor::Epoch(epoch)) => self.out.push(Output::AckEpoch { epoch }),
             None => {}
         }
@@ -376,6 +381,53 @@ impl OsdCore {
     }
 
     // ---------------------------------------------------------------------------------------------- the rest
+
+    /// Groups that have split since the last map: what this OSD has of one is in two from now on, step by step. Gives those
+    /// that are not yet ready for the map.
+    fn split_groups(&mut self) -> BTreeSet<PgId> {
+        let map = Arc::clone(&self.map);
+        let mut unready = BTreeSet::new();
+        // In ascending order, so that a half is there before it is split itself.
+        for (id, born) in map.pgs.iter().filter_map(|(id, config)| Some((*id, config.born.as_ref()?))) {
+            let whole = PgId { pool: id.pool, index: born.from };
+            let ahead = self.pgs.get(&whole).is_some_and(|pg| pg.is_ahead_of(born));
+            if !ahead {
+                continue;
+            }
+            if let Some(half) = self.pgs.get(&id) {
+                if !half.split_step_is_durable() {
+                    unready.extend([whole, id]);
+                }
+                continue;
+            }
+            if unready.contains(&whole) || !self.with(whole, |pg, ctx| pg.clear_for_split(ctx, born)) {
+                unready.extend([whole, id]);
+                continue;
+            }
+            if let Some(half) = self.with(whole, |pg, ctx| pg.split_off(ctx, id, born)) {
+                self.pgs.insert(id, half);
+            }
+            unready.extend([whole, id]);
+        }
+        unready
+    }
+
+    /// Every group follows the map, as soon as it has split.
+    fn follow_map(&mut self) {
+        let unready = self.split_groups();
+        let me = self.config.osd;
+        for (id, config) in self.map.pgs.iter().filter(|(id, _)| !unready.contains(id)) {
+            if [&config.acting, &config.isr, &config.backfill].iter().any(|set| set.contains(&me)) {
+                self.pgs.entry(*id).or_insert_with(|| Pg::new(*id, me));
+            }
+        }
+        let led = self.led();
+        for id in self.pgs.keys().copied().filter(|id| !unready.contains(id)).collect::<Vec<_>>() {
+            self.with(id, |pg, ctx| pg.handle_map(ctx));
+        }
+        self.tell_of_the_lead(&led);
+        self.splitting = !unready.is_empty();
+    }
 
     /// Lends a group what it works with, and remembers whether it must carry on.
     fn with<R: Default>(&mut self, id: PgId, event: impl FnOnce(&mut Pg, &mut Ctx<'_>) -> R) -> R {

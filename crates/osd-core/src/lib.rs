@@ -26,5 +26,5 @@ pub use output::{
     CasOutcome, CasToken, Config, ConnId, DownEvidence, InspectToken, ListToken, LoadedPg, Output, PersistToken,
     PgChange, PgDecision, ReadFailure, ReadToken, StopReason, Transaction,
 };
-pub use pg::{BadRecord, BrokenLog, LoadError, remembered};
+pub use pg::{BadRecord, BrokenLog, LoadError, Remembered, remembered};
 pub use time::Time;

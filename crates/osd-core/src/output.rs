@@ -301,6 +301,9 @@ pub struct PgChange {
     pub acting: Vec<OsdId>,
     /// Members being filled from nothing.
     pub backfill: Vec<OsdId>,
+    /// The PG is to split in two here, where its log ends: everything through it is committed and on every in-sync
+    /// member, and nothing is ordered until the outcome is known. Nothing else changes with it.
+    pub split_at: Option<LogPoint>,
 }
 
 /// What came of a proposal.

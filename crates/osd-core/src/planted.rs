@@ -88,6 +88,14 @@ bugs! {
     ForgetZeros, "forget-zeros";
     /// A push is taken though an earlier one has not come.
     PushGap, "push-gap";
+    /// A PG splits though not everything in its log is committed.
+    SplitUncommitted, "split-uncommitted";
+    /// A primary goes on ordering while its PG splits.
+    SplitWhileOrdering, "split-while-ordering";
+    /// A member that lacks some of the log splits what it has.
+    SplitStale, "split-stale";
+    /// The half of a PG does not know which requests were executed.
+    SplitWithoutDups, "split-without-dups";
 }
 
 #[cfg(feature = "planted")]

@@ -131,6 +131,7 @@ fn map() -> ClusterMap {
         device_class: None,
         object_size: OBJECT_SIZE,
         pg_count: 1,
+        pg_target: 1,
     };
     let members = ALL.map(OsdId).to_vec();
     let config = PgConfig {
@@ -141,6 +142,7 @@ fn map() -> ClusterMap {
         acting: members.clone(),
         backfill: vec![],
         up: members,
+        born: None,
     };
     let fence = VolumeFence { pool: PoolId(1), generations: [Generation(1)].into(), ..VolumeFence::default() };
     ClusterMap {

@@ -255,6 +255,7 @@ fn change_to(change: &PgChange) -> meta::PgChange {
         isr: ids(&change.isr),
         acting: ids(&change.acting),
         backfill: ids(&change.backfill),
+        split_at: change.split_at.map(Into::into),
     }
 }
 

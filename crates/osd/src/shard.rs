@@ -251,8 +251,7 @@ impl Shard {
                 self.purposes.insert(ours, Purpose::Inspect(token));
             }
             Output::List { token, pg, after, limit } => {
-                let pg_count = self.core.map().pools.get(&pg.pool).map_or(1, |pool| pool.pg_count);
-                let ours = self.store.list(pg, pg_count, after, limit);
+                let ours = self.store.list(pg, self.core.map().parts(pg), after, limit);
                 self.purposes.insert(ours, Purpose::List(token));
             }
             Output::SendPeer { to, message } => self.network.send(now, to, message, arrivals),

@@ -193,8 +193,9 @@ async fn register(
 /// The newest configuration of each PG that the disk has seen.
 fn memories(opened: &Opened) -> Vec<meta::PgMemory> {
     let memory = |(id, pg): (&cairn_types::PgId, &cairn_store::LoadedPg)| {
-        let (c, isr) = cairn_osd_core::remembered(&pg.attributes)?;
-        Some(meta::PgMemory { pg: Some((*id).into()), c: c.0, isr: isr.iter().map(|osd| osd.0).collect() })
+        let known = cairn_osd_core::remembered(&pg.attributes)?;
+        let isr = known.isr.iter().map(|osd| osd.0).collect();
+        Some(meta::PgMemory { pg: Some((*id).into()), c: known.c.0, isr, born: known.born.map(Into::into) })
     };
     opened.pgs.iter().filter_map(memory).collect()
 }

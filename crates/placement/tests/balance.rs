@@ -43,6 +43,7 @@ fn pool(size: u32, failure_domain: FailureDomain, pg_count: u32) -> Pool {
         device_class: None,
         object_size: 4 << 20,
         pg_count,
+        pg_target: pg_count,
     }
 }
 

@@ -5,11 +5,12 @@
 //! Nothing here decides anything.
 
 use cairn_types::map::{
-    ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, Settings, UnknownFailureDomain, VolumeFence,
+    Born, ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, Settings, UnknownFailureDomain, VolumeFence,
 };
+use cairn_types::peer::LogPoint;
 use cairn_types::volume::{AttachMode, Attachment, Volume, VolumeSpec};
 use cairn_types::{
-    ConfVersion, Epoch, Generation, Incarnation, NodeName, OsdId, PgId, PoolId, SessionId, SnapId, VolumeId,
+    ConfVersion, Epoch, Generation, Incarnation, NodeName, OsdId, PgId, PoolId, SessionId, SnapId, Version, VolumeId,
 };
 use uuid::Uuid;
 
@@ -151,6 +152,7 @@ impl From<&Pool> for meta::Pool {
             device_class: pool.device_class.clone().unwrap_or_default(),
             object_size: pool.object_size,
             pg_count: pool.pg_count,
+            pg_target: pool.pg_target,
         }
     }
 }
@@ -171,6 +173,7 @@ impl TryFrom<meta::Pool> for Pool {
             device_class: Some(pool.device_class).filter(|class| !class.is_empty()),
             object_size: power("a pool's object size", pool.object_size)?,
             pg_count: power("a pool's number of PGs", pool.pg_count)?,
+            pg_target: power("the number of PGs that a pool is to have", pool.pg_target.max(pool.pg_count))?,
         })
     }
 }
@@ -194,7 +197,32 @@ impl From<(PgId, &PgConfig)> for meta::Pg {
             acting: numbers(&pg.acting),
             backfill: numbers(&pg.backfill),
             up: numbers(&pg.up),
+            born: pg.born.map(Into::into),
         }
+    }
+}
+
+impl From<Born> for meta::PgBorn {
+    fn from(born: Born) -> Self {
+        Self { from: born.from, c: born.c.0, at: Some(born.at.into()) }
+    }
+}
+
+impl From<meta::PgBorn> for Born {
+    fn from(born: meta::PgBorn) -> Self {
+        Self { from: born.from, c: ConfVersion(born.c), at: born.at.unwrap_or_default().into() }
+    }
+}
+
+impl From<LogPoint> for meta::LogPoint {
+    fn from(point: LogPoint) -> Self {
+        Self { c: point.version.c.0, seq: point.version.seq, hash: point.hash }
+    }
+}
+
+impl From<meta::LogPoint> for LogPoint {
+    fn from(point: meta::LogPoint) -> Self {
+        Self { version: Version { c: ConfVersion(point.c), seq: point.seq }, hash: point.hash }
     }
 }
 
@@ -210,6 +238,7 @@ impl TryFrom<meta::Pg> for (PgId, PgConfig) {
             acting: osds(pg.acting),
             backfill: osds(pg.backfill),
             up: osds(pg.up),
+            born: pg.born.map(Into::into),
         };
         Ok((id, config))
     }
@@ -320,6 +349,7 @@ impl From<&Settings> for meta::Settings {
             norebalance: settings.norebalance,
             noin: settings.noin,
             nobalance: settings.nobalance,
+            noautoscale: settings.noautoscale,
             down_out_s: settings.down_out_s,
             backfills: settings.backfills,
             client_latency_ms: settings.client_latency_ms,
@@ -337,6 +367,7 @@ impl From<meta::Settings> for Settings {
             norebalance: settings.norebalance,
             noin: settings.noin,
             nobalance: settings.nobalance,
+            noautoscale: settings.noautoscale,
             down_out_s: or(settings.down_out_s, usual.down_out_s),
             backfills: or(settings.backfills, usual.backfills),
             client_latency_ms: or(settings.client_latency_ms, usual.client_latency_ms),
@@ -458,6 +489,7 @@ mod tests {
             device_class: None,
             object_size: 4 << 20,
             pg_count: 2,
+            pg_target: 4,
         };
         for index in 0..2 {
             let config = PgConfig {
@@ -468,6 +500,11 @@ mod tests {
                 acting: vec![OsdId(0), OsdId(1)],
                 backfill: vec![],
                 up: vec![OsdId(1), OsdId(0)],
+                born: (index == 1).then_some(Born {
+                    from: 0,
+                    c: ConfVersion(1),
+                    at: LogPoint { version: Version { c: ConfVersion(1), seq: 9 }, hash: 7 },
+                }),
             };
             map.pgs.insert(PgId { pool: pool.id, index }, config);
         }

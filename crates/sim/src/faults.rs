@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     Renew { client: usize },
     /// An OSD dies for good with its disk; an empty one takes its place in the machine.
     Lose { osd: Pick },
+    /// Nothing goes wrong: an administrator gives the pool twice as many groups.
+    Split,
     /// Everything loses its power at once.
     Blackout { back: Nanos },
     /// Nothing goes wrong: an administrator moves data.
@@ -160,6 +162,7 @@ impl Fault {
             Self::Lose { .. } => "loss of a disk",
             Self::Blackout { .. } => "power cut of everything",
             Self::Move(_) => "planned move",
+            Self::Split => "split of groups",
             Self::Swap { .. } => "swapped disks",
             Self::Refuse { .. } => "forged refusal",
             Self::Drift { .. } => "clock drift",

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cairn_types::map::{ClusterMap, PgConfig};
+use cairn_types::map::{ClusterMap, PgConfig, Pool};
 use cairn_types::peer::PgState;
 use cairn_types::{OsdId, PgId};
 
@@ -10,7 +10,7 @@ use crate::bus::{Event, MS};
 use crate::check::{Check, Violation, linear, lost, replicas};
 use crate::client::{BLOCKS, ClientHost};
 use crate::rebalance;
-use crate::world::{DOOMED, PGS, World};
+use crate::world::{DOOMED, World};
 
 impl World {
     /// Every group serves with all the members placement wants, and every client is at work.
@@ -21,13 +21,19 @@ impl World {
             whole && config.backfill.is_empty() && rebalance::is_settled(config)
         };
         let purged = self.volumes.get(&DOOMED).is_some_and(|volume| !map.volumes.contains_key(volume));
-        !map.pgs.is_empty() && map.pgs.values().all(whole) && purged && self.primaries_serve() && self.sessions_settle()
+        let divided = !map.pools.values().any(Pool::is_splitting);
+        !map.pgs.is_empty()
+            && map.pgs.values().all(whole)
+            && divided
+            && purged
+            && self.primaries_serve()
+            && self.sessions_settle()
     }
 
     fn primaries_serve(&self) -> bool {
         let active = self.osds.iter().filter_map(|osd| osd.core.as_ref()).flat_map(|core| core.status());
         let active = active.filter(|status| status.state == PgState::Active && status.missing_blocks == 0).count();
-        active == PGS as usize
+        active == self.newest_map().pgs.len()
     }
 
     fn sessions_settle(&self) -> bool {
@@ -92,7 +98,7 @@ impl World {
         for host in self.osds.iter_mut().filter(|osd| osd.core.is_some()) {
             let Some(id) = host.id() else { continue };
             for (pg, config) in &map.pgs {
-                let content = host.medium.content(*pg, PGS);
+                let content = host.medium.content(*pg, map.parts(*pg));
                 let member = config.isr.contains(&id);
                 if let Some(left) = content.blocks.keys().find(|(object, _)| !member || Some(object.volume) == doomed) {
                     return Err(Violation::new(Check::Cleared, format!("{id} still has {left:?} of {pg}")));
@@ -110,7 +116,7 @@ impl World {
         let (directory, osds) = (&self.directory, &mut self.osds);
         let content = |id: OsdId, pg: PgId| {
             let host = directory.index.get(&id).map(|index| &mut osds[*index]);
-            host.map(|host| host.medium.content(pg, PGS)).unwrap_or_default()
+            host.map(|host| host.medium.content(pg, map.parts(pg))).unwrap_or_default()
         };
         let equal = replicas::check(&map, content);
         let (lost, linear) = (lost::check(&self.history), linear::check(&self.history));

@@ -1,7 +1,8 @@
 //! How a fault is done to the world, and undone.
 
+use cairn_proto::meta::change_placement_request::Change;
 use cairn_proto::meta::command::Payload;
-use cairn_proto::meta::{DownEvidence, ReportDownRequest, SetOsdPlaced};
+use cairn_proto::meta::{ChangePlacementRequest, DownEvidence, ReportDownRequest, SetOsdPlaced, SetPgs};
 use cairn_types::map::PgConfig;
 use cairn_types::{ObjectId, OsdId, PgId, PoolId, SnapId};
 
@@ -11,7 +12,7 @@ use crate::client::ClientHost;
 use crate::faults::{self, Fault, Ill, Moment, Pick, Ways, Whom};
 use crate::meta::MetaHost;
 use crate::osd::OsdHost;
-use crate::world::{BLOCKS_PER_OBJECT, Setup, World};
+use crate::world::{BLOCKS_PER_OBJECT, PGS, Setup, World};
 
 impl World {
     pub(crate) fn choose(&self, pick: Pick) -> usize {
@@ -116,6 +117,11 @@ impl World {
                 if let (Some(client), Some(volume)) = (free, self.volumes.get(&volume)) {
                     self.clients[client].take(&mut self.bus, *volume, shared);
                 }
+            }
+            Fault::Split => {
+                let set = SetPgs { pool: "pool".to_owned(), pgs: PGS * 2 };
+                let change = ChangePlacementRequest { change: Some(Change::SetPgs(set)), ..Default::default() };
+                self.keeper.call(&mut self.bus, Payload::ChangePlacement(change), Setup::Other);
             }
             Fault::Renew { client } => self.clients[client].renew(&mut self.bus),
             Fault::Lose { osd } => {

@@ -609,9 +609,8 @@ impl OsdHost {
             Output::PersistEpoch { token, epoch } => self.medium.submit_epoch(token.0, epoch),
             Output::Read { token, pg, object, offset, len } => self.medium.read(token.0, pg, object, offset, len),
             Output::List { token, pg, after, limit } => {
-                let pools = &self.core.as_ref().expect("alive").map().pools;
-                let pg_count = pools.get(&pg.pool).map_or(1, |pool| pool.pg_count);
-                self.medium.list(token.0, pg, pg_count, after, limit);
+                let parts = self.core.as_ref().expect("alive").map().parts(pg);
+                self.medium.list(token.0, pg, parts, after, limit);
             }
             Output::SendPeer { to, message } => {
                 if let Some(index) = directory.index.get(&to) {
@@ -632,6 +631,9 @@ impl OsdHost {
                 bus.say(|| format!("{id} proposes {token:?} {changes:?}"));
                 let joiners = self.joiners(&changes);
                 self.moments.extend(joiners);
+                for _ in changes.iter().filter(|change| change.split_at.is_some()) {
+                    bus.stats.sometimes("a group is ready to split");
+                }
                 let changes = changes.iter().map(change).collect();
                 let request = ChangePgsRequest {
                     mutation: None,
@@ -814,6 +816,7 @@ fn change(change: &PgChange) -> meta::PgChange {
         isr: numbers(&change.isr),
         acting: numbers(&change.acting),
         backfill: numbers(&change.backfill),
+        split_at: change.split_at.map(Into::into),
     }
 }
 

@@ -9,7 +9,7 @@ use cairn_types::{BLOCK_SIZE, ObjectId, PgId};
 
 use crate::bus::{Nanos, SECOND};
 use crate::check::Check;
-use crate::world::{PGS, World};
+use crate::world::World;
 
 /// A scrub of everything takes no longer.
 const PATIENCE: u64 = 60;
@@ -25,7 +25,9 @@ impl World {
                 self.order_scrub(pg, deep, order);
             }
             let limit = self.bus.now + SECOND;
-            if self.until(limit, |world| world.outcomes(order).len() == PGS as usize) || self.failure.is_some() {
+            if self.until(limit, |world| world.outcomes(order).len() == world.newest_map().pgs.len())
+                || self.failure.is_some()
+            {
                 break;
             }
         }
@@ -54,7 +56,7 @@ impl World {
         // Light, deep, and deep again: a repair may itself have gone astray on such a disk, once.
         for (round, deep) in [false, true, true, true].into_iter().enumerate() {
             let outcomes = self.scrub(deep);
-            if outcomes.len() < PGS as usize {
+            if outcomes.len() < self.newest_map().pgs.len() {
                 return self.fail(Check::Liveness, |w| format!("a scrub did not end: {}", w.ailments()));
             }
             let ill = self.osds.iter().filter(|osd| osd.ill).filter_map(|osd| osd.id()).collect::<BTreeSet<_>>();

@@ -197,6 +197,7 @@ impl<'a> Words<'a> {
             "renew" => Fault::Renew { client: self.number() },
             "steal" => Fault::Steal { volume: self.number(), shared: self.has("shared") },
             "lose" => Fault::Lose { osd: self.osd() },
+            "split" => Fault::Split,
             "blackout" => Fault::Blackout { back: self.after("back").unwrap_or(SECOND) },
             "ill" => Fault::Disk { osd: self.osd(), what: self.ill() },
             "swap" => Fault::Swap { one: self.number(), other: self.number() },

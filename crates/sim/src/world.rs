@@ -133,6 +133,7 @@ impl World {
         self.begin();
         let start = plan::START;
         let end = start + self.options.safety;
+        let drawn = plan.is_none();
         let plan = match plan {
             Some(plan) => plan.into_iter().map(|(at, fault)| (start + at, fault)).collect(),
             None => plan::of_seed(seed, &self.options),
@@ -141,6 +142,10 @@ impl World {
         self.bus.at(doom, Event::Doom);
         for (at, fault) in plan {
             self.bus.at(at, Event::Fault(fault));
+        }
+        let mut dice = Rng::new(seed).fork(5);
+        if drawn && dice.below(3) == 0 {
+            self.bus.at(dice.between(start, end), Event::Fault(Fault::Split));
         }
         self.until(start, |_| false);
         // How long the first operations wait for the first leases is not what is measured.

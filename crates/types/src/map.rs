@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::peer::LogPoint;
 use crate::{ConfVersion, Epoch, Generation, Incarnation, OsdId, PgId, PoolId, VolumeId};
 
 /// Everything an OSD or a client must know to find data and to refuse what is stale.
@@ -42,6 +43,8 @@ pub struct Settings {
     pub noin: bool,
     /// The balancer makes no exceptions by itself.
     pub nobalance: bool,
+    /// A pool that has too few PGs for its OSDs keeps them.
+    pub noautoscale: bool,
     /// After this many seconds a down OSD is taken out of placement.
     pub down_out_s: u32,
     /// The most PGs that may be filled from nothing at one OSD, and by one primary. PGs that have all their copies and
@@ -58,6 +61,7 @@ impl Default for Settings {
             norebalance: false,
             noin: false,
             nobalance: false,
+            noautoscale: false,
             down_out_s: 600,
             backfills: 8,
             client_latency_ms: 20,
@@ -80,6 +84,7 @@ impl Settings {
             (self.norebalance, "norebalance"),
             (self.noin, "noin"),
             (self.nobalance, "nobalance"),
+            (self.noautoscale, "noautoscale"),
         ];
         all.into_iter().filter(|(set, _)| *set).map(|(_, word)| word).collect()
     }
@@ -193,6 +198,23 @@ pub struct Pool {
     pub object_size: u32,
     /// PGs, a power of two; splits only double it.
     pub pg_count: u32,
+    /// What `pg_count` is to be. While it is more, each PG splits in two by itself, when it is ready; when all have, there
+    /// are twice as many.
+    pub pg_target: u32,
+}
+
+impl Pool {
+    /// The PGs split at present.
+    #[must_use]
+    pub fn is_splitting(&self) -> bool {
+        self.pg_target > self.pg_count
+    }
+
+    /// How many PGs there are when all have split that do so at present.
+    #[must_use]
+    pub fn next_pg_count(&self) -> u32 {
+        if self.is_splitting() { self.pg_count * 2 } else { self.pg_count }
+    }
 }
 
 /// Who serves one PG, as one compare-and-swap in Raft left it.
@@ -213,6 +235,19 @@ pub struct PgConfig {
     pub backfill: Vec<OsdId>,
     /// What placement wants.
     pub up: Vec<OsdId>,
+    /// Where this PG was split off another, for ever.
+    pub born: Option<Born>,
+}
+
+/// How a PG began that was split off another: with what every in-sync member of that one had, and it had nothing open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Born {
+    /// The number of the PG that it was split off, in the same pool.
+    pub from: u32,
+    /// The first configuration of both after the split.
+    pub c: ConfVersion,
+    /// The end of the log at the split: everything through it is committed, and on every in-sync member.
+    pub at: LogPoint,
 }
 
 /// What the OSDs let through for one volume.
@@ -234,9 +269,23 @@ impl ClusterMap {
     /// `None` when the pool is unknown at this epoch.
     #[must_use]
     pub fn pg_of(&self, pool: PoolId, hash: u64) -> Option<(PgId, &PgConfig)> {
-        let pg_count = self.pools.get(&pool)?.pg_count;
-        let pg = PgId { pool, index: pg_index(hash, pg_count) };
-        self.pgs.get(&pg).map(|config| (pg, config))
+        let of = |count| {
+            let pg = PgId { pool, index: pg_index(hash, count) };
+            self.pgs.get(&pg).map(|config| (pg, config))
+        };
+        let pool = self.pools.get(&pool)?;
+        // A half that is not there yet is still in the whole.
+        of(pool.next_pg_count()).or_else(|| of(pool.pg_count))
+    }
+
+    /// In how many parts the pool's objects lie, of which this PG is one: its objects are those whose hash leaves the PG's
+    /// number when it is divided by this.
+    #[must_use]
+    pub fn parts(&self, pg: PgId) -> u32 {
+        let Some(pool) = self.pools.get(&pg.pool) else { return 1 };
+        let half = PgId { index: pg.index + pool.pg_count, ..pg };
+        let is_split = pg.index >= pool.pg_count || self.pgs.contains_key(&half);
+        if is_split { pool.next_pg_count() } else { pool.pg_count }
     }
 
     /// Whether this incarnation of an OSD is proven dead.

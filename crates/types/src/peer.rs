@@ -23,7 +23,7 @@ pub const MAX_DIRTY_OBJECTS: usize = 4096;
 
 /// A position in a PG's log together with the hash of everything up to it (I4): two logs that agree in one point
 /// agree in all earlier ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct LogPoint {
     /// The entry's version; the default is "before the first entry".
     pub version: Version,

@@ -81,12 +81,12 @@ pub(crate) async fn carry_out(deed: Deed, way: &Way) -> Outcome {
     let json = way.target.output == Format::Json;
     let begun = Instant::now();
     if way.dry_run || deed.change.is_none() {
-        let plan = metadata.plan(deed.change, way.force).await?;
+        let plan = metadata.plan(deed.change.clone(), way.force).await?;
         if !way.wait {
             return shown(&deed.would, &plan, json, None);
         }
     } else {
-        metadata.change(deed.change, way.force).await?;
+        metadata.change(deed.change.clone(), way.force).await?;
     }
     let plan = metadata.plan(None, false).await?;
     if !way.wait {
@@ -294,6 +294,7 @@ pub(crate) async fn change_settings(request: meta::ChangeSettingsRequest, target
         ("norebalance", settings.norebalance.to_string()),
         ("noin", settings.noin.to_string()),
         ("nobalance", settings.nobalance.to_string()),
+        ("noautoscale", settings.noautoscale.to_string()),
         ("down-out-after", lasting(settings.down_out_s.into())),
         ("backfills", settings.backfills.to_string()),
         ("client-latency", format!("{} ms", settings.client_latency_ms)),
@@ -301,7 +302,8 @@ pub(crate) async fn change_settings(request: meta::ChangeSettingsRequest, target
     if target.output == Format::Json {
         output::json(&json!({
             "noout": settings.noout, "norebalance": settings.norebalance, "noin": settings.noin,
-            "nobalance": settings.nobalance, "down_out_s": settings.down_out_s, "backfills": settings.backfills,
+            "nobalance": settings.nobalance,
+            "noautoscale": settings.noautoscale, "down_out_s": settings.down_out_s, "backfills": settings.backfills,
             "client_latency_ms": settings.client_latency_ms,
         }));
     } else {

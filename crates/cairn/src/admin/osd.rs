@@ -141,6 +141,8 @@ pub(crate) enum Setting {
     Noin,
     /// Placement groups are not evened out by themselves.
     Nobalance,
+    /// A pool that has too few placement groups for its OSDs is not given more by itself.
+    Noautoscale,
     /// Seconds after which a down OSD is taken out (600).
     DownOutAfter,
     /// Placement groups filled at once at one OSD (8).
@@ -157,6 +159,7 @@ impl Setting {
             Self::Norebalance => (Some(&mut request.norebalance), None),
             Self::Noin => (Some(&mut request.noin), None),
             Self::Nobalance => (Some(&mut request.nobalance), None),
+            Self::Noautoscale => (Some(&mut request.noautoscale), None),
             Self::DownOutAfter => (None, Some(&mut request.down_out_s)),
             Self::Backfills => (None, Some(&mut request.backfills)),
             Self::ClientLatency => (None, Some(&mut request.client_latency_ms)),

@@ -1,11 +1,13 @@
-//! `cairn pool ls` and `cairn pool create`.
+//! `cairn pool`: what there is, a new one, more placement groups for one.
 
 use cairn_proto::meta;
+use cairn_proto::meta::change_placement_request::Change;
 use cairn_types::map::FailureDomain;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::Target;
+use super::moving::{self, Deed, Way};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::size;
@@ -41,13 +43,24 @@ pub(crate) enum PoolVerb {
         /// Placement groups, a power of two; by default by the number of OSDs.
         #[arg(long, default_value_t = 0)]
         pg_count: u32,
-        /// How many OSDs the pool will grow to. The number of its placement groups is chosen for them, because this
-        /// version does not split the groups of a pool later.
+        /// How many OSDs the pool will grow to: the number of its placement groups is chosen for them at once, so that none
+        /// has to be split later.
         #[arg(long, default_value_t = 0)]
         expect_osds: u32,
         /// Make it although it cannot be placed in full today.
         #[arg(long)]
         allow_degraded: bool,
+    },
+    /// Give a pool more placement groups: each splits in two until there are so many, while clients go on. There is no
+    /// way back to fewer.
+    Set {
+        /// Which one.
+        name: String,
+        /// How many, a power of two.
+        #[arg(long)]
+        pgs: u32,
+        #[command(flatten)]
+        way: Way,
     },
 }
 
@@ -61,6 +74,15 @@ pub(crate) async fn run(verb: PoolVerb, target: &Target) -> Outcome {
             } else {
                 list(&pools);
             }
+        }
+        PoolVerb::Set { name, pgs, way } => {
+            let deed = Deed {
+                done: format!("the placement groups of pool {name} split until there are {pgs}"),
+                would: format!("the placement groups of pool {name} would split until there are {pgs}"),
+                change: Some(Change::SetPgs(meta::SetPgs { pool: name, pgs })),
+                empties: None,
+            };
+            return moving::carry_out(deed, &way).await;
         }
         PoolVerb::Scrub { name, how } => return super::pg::scrub_pool(&name, &how, target).await,
         PoolVerb::Create {
@@ -107,7 +129,7 @@ fn pool_json(pool: &meta::Pool) -> Value {
     json!({
         "id": pool.id, "name": pool.name, "size": pool.size, "min_size": pool.min_size,
         "failure_domain": pool.failure_domain, "device_class": pool.device_class,
-        "object_size": pool.object_size, "pg_count": pool.pg_count,
+        "object_size": pool.object_size, "pg_count": pool.pg_count, "pg_target": pool.pg_target.max(pool.pg_count),
     })
 }
 
@@ -132,7 +154,14 @@ fn list(pools: &[meta::PoolStatus]) {
             pool.failure_domain,
             format!(
                 "{} of {} active, {} degraded, {} misplaced",
-                status.active_pgs, pool.pg_count, status.degraded_pgs, status.misplaced_pgs
+                status.active_pgs,
+                if pool.pg_target > pool.pg_count {
+                    format!("{} (on the way to {})", pool.pg_count, pool.pg_target)
+                } else {
+                    pool.pg_count.to_string()
+                },
+                status.degraded_pgs,
+                status.misplaced_pgs
             ),
             status.target_pgs.to_string(),
             status.volumes.to_string(),

@@ -35,6 +35,7 @@ pub(crate) fn round(cluster: &mut Cluster) -> usize {
             isr: ids(&next.isr),
             acting: ids(&next.acting),
             backfill: ids(&next.backfill),
+            split_at: None,
         };
         let incarnation = map.osds[&primary].incarnation.0;
         let request = ChangePgsRequest { mutation: None, reporter: primary.0, incarnation, changes: vec![change] };

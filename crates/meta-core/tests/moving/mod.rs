@@ -7,7 +7,7 @@ use cairn_proto::meta::change_placement_request::Change;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::{
     BalancePgs, ChangePlacementReply, ChangePlacementRequest, ChangeSettingsRequest, DropOsd, OutSilentOsds, PlaceOsd,
-    ReplaceOsd,
+    ReplaceOsd, SetPgs,
 };
 use cairn_types::{OsdId, PgId};
 
@@ -32,6 +32,7 @@ fn settings(line: &Line<'_>) -> ChangeSettingsRequest {
         norebalance: flag("norebalance"),
         noin: flag("noin"),
         nobalance: flag("nobalance"),
+        noautoscale: flag("noautoscale"),
         down_out_s: value("down_out_s"),
         backfills: value("backfills"),
         client_latency_ms: value("client_latency_ms"),
@@ -50,6 +51,7 @@ fn request(cluster: &Cluster, line: &Line<'_>) -> Option<ChangePlacementRequest>
         "replace" => Change::Replace(ReplaceOsd { old: cluster.osd(name), with: cluster.osd(line.word(2)) }),
         "drop" => Change::Remove(DropOsd { id: cluster.osd(name) }),
         "balance" => Change::Balance(BalancePgs { most: line.number("most") as u32, automatic: line.has("auto") }),
+        "setpgs" => Change::SetPgs(SetPgs { pool: name.to_owned(), pgs: line.number("pgs") as u32 }),
         "outsilent" => Change::OutSilent(OutSilentOsds {}),
         _ => return None,
     };

@@ -33,7 +33,9 @@ impl Pg {
 
     fn adopt(&mut self, ctx: &mut Ctx<'_>, config: PgConfig) {
         let old = std::mem::replace(&mut self.config, config);
+        self.end_split();
         self.forget_inspection();
+        self.cleared &= !self.is_member();
         self.note_departures(&old);
         let mut transaction = self.transaction();
         transaction.attributes.push(self.membership(ctx.map.epoch));

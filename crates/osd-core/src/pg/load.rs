@@ -1,7 +1,7 @@
 //! A PG from what its store found: believe only the disk, and say so when it makes no sense.
 
 use bytes::Bytes;
-use cairn_types::map::PgConfig;
+use cairn_types::map::{Born, PgConfig};
 use cairn_types::{ConfVersion, Epoch, OsdId, PgId};
 
 use super::log::{BrokenLog, Log};
@@ -20,13 +20,30 @@ pub enum LoadError {
     Log(#[from] BrokenLog),
 }
 
-/// The newest configuration that a PG's attributes know, and its in-sync set; `None`: they know none.
+/// What a PG's attributes know of its configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// The newest one.
+    pub c: ConfVersion,
+    /// Its in-sync set.
+    pub isr: Vec<OsdId>,
+    /// Which PG it was split off, and where.
+    pub born: Option<Born>,
+}
+
+/// See [`Remembered`]; `None`: they know none.
 #[must_use]
-pub fn remembered(attributes: &[(Vec<u8>, Bytes)]) -> Option<(ConfVersion, Vec<OsdId>)> {
-    attributes.iter().find_map(|(key, value)| match record::read(key, value) {
-        Ok(Record::Member(member)) => Some((member.c, member.isr)),
-        _ => None,
-    })
+pub fn remembered(attributes: &[(Vec<u8>, Bytes)]) -> Option<Remembered> {
+    let mut found = None;
+    let mut born = None;
+    for (key, value) in attributes {
+        match record::read(key, value) {
+            Ok(Record::Member(member)) => found = Some(member),
+            Ok(Record::Born(of)) => born = Some(of),
+            _ => {}
+        }
+    }
+    found.map(|member| Remembered { c: member.c, isr: member.isr, born })
 }
 
 impl Pg {
@@ -51,6 +68,8 @@ impl Pg {
                 Record::Missing(object, blocks) => pg.missing.restore_blocks(object, blocks),
                 Record::Fill(fill) => pg.missing.restore_fill(fill),
                 Record::Fresh(object, blocks) => pg.missing.restore_fresh(object, blocks),
+                // For a metadata service that has forgotten it; the map says it too.
+                Record::Born(_) => {}
             }
         }
         pg.log = Log::load(base, loaded.commit, loaded.log, loaded.pending)?;
@@ -74,6 +93,7 @@ impl Pg {
             self.object_size = pool.object_size;
             self.size = pool.size as usize;
             self.min_size = pool.min_size as usize;
+            self.parts = ctx.map.parts(self.id);
         }
     }
 }

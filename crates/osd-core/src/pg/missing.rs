@@ -98,6 +98,21 @@ impl Missing {
         self.blocks.iter().take(most).map(|(object, blocks)| (*object, blocks.clone())).collect()
     }
 
+    /// What is known by name to be missing of some objects.
+    pub(crate) fn of(&self, wanted: impl Fn(ObjectId) -> bool) -> Vec<(ObjectId, BlockSet)> {
+        let wanted = self.blocks.iter().filter(|(object, _)| wanted(**object));
+        wanted.map(|(object, blocks)| (*object, blocks.clone())).collect()
+    }
+
+    /// Other objects are not this group's any more.
+    pub(crate) fn keep_only(&mut self, ours: impl Fn(ObjectId) -> bool) {
+        let gone = self.blocks.keys().copied().filter(|object| !ours(*object)).collect::<Vec<_>>();
+        for object in gone {
+            self.blocks.remove(&object);
+            self.changes.push(record::missing(object, None));
+        }
+    }
+
     fn forget(&mut self) {
         let blocks = std::mem::take(&mut self.blocks);
         self.changes.extend(blocks.keys().map(|object| record::missing(*object, None)));

@@ -21,6 +21,7 @@ mod recover;
 mod repair;
 mod replica;
 mod scrub;
+mod split;
 mod store;
 
 use std::collections::VecDeque;
@@ -39,7 +40,7 @@ use crate::peers::Peers;
 use crate::planted::{Bug, planted};
 
 pub(crate) use inspect::InspectFor;
-pub use load::{LoadError, remembered};
+pub use load::{LoadError, Remembered, remembered};
 pub use log::BrokenLog;
 pub use record::BadRecord;
 
@@ -79,6 +80,8 @@ pub(crate) struct Durable {
     push: Option<(u64, u64)>,
     /// A slice of the old content is gone, in which attempt.
     emptied: Option<u64>,
+    /// A step of a split.
+    split: bool,
 }
 
 /// Whom a read is for.
@@ -113,6 +116,10 @@ pub(crate) struct Pg {
     object_size: u32,
     size: usize,
     min_size: usize,
+    /// In how many parts the pool lies, of which this is one.
+    parts: u32,
+    /// How far a split is that this member has heard of.
+    split: split::Split,
     /// In force here; the newest that a map brought.
     config: PgConfig,
     /// `config.c` is on this disk (I1).
@@ -123,6 +130,8 @@ pub(crate) struct Pg {
     missing: missing::Missing,
     /// The content up to the commit point is whole but for what `missing` names.
     usable: bool,
+    /// This life has seen that nothing is left of it, since it had a part in it last.
+    cleared: bool,
     /// The commit point that the store was told last.
     stored_commit: u64,
     /// When that was.
@@ -151,6 +160,8 @@ impl Pg {
             object_size: cairn_types::OBJECT_SIZE,
             size: 1,
             min_size: 1,
+            parts: 1,
+            split: split::Split::default(),
             config: PgConfig::default(),
             durable_c: ConfVersion(0),
             log: log::Log::default(),
@@ -158,6 +169,7 @@ impl Pg {
             absents: absent::Absents::default(),
             missing: missing::Missing::default(),
             usable: true,
+            cleared: false,
             stored_commit: 0,
             stored_at: Time(0),
             primary: None,
@@ -275,6 +287,9 @@ impl Pg {
         }
         if let Some((attempt, id)) = durable.push {
             self.push_durable(ctx, attempt, id);
+        }
+        if durable.split {
+            self.split.step_is_durable();
         }
         if let Some(attempt) = durable.emptied {
             self.empty_more(ctx, attempt);

@@ -15,6 +15,7 @@ use super::member::Member;
 use super::propose::Proposal;
 use super::purge::Purge;
 use super::read::ReadyRead;
+use super::split::Hush;
 use super::store::crcs_match;
 use super::{Ctx, Pg};
 use crate::Time;
@@ -56,6 +57,7 @@ pub(super) struct Primary {
     /// Reads that have their data.
     pub(super) ready: Vec<ReadyRead>,
     pub(super) purge: Purge,
+    pub(super) hush: Hush,
 }
 
 impl Primary {
@@ -77,7 +79,14 @@ impl Primary {
             reading: 0,
             ready: Vec::new(),
             purge: Purge::default(),
+            hush: Hush::default(),
         }
+    }
+
+    /// Nothing is ordered now, because the PG is about to split, or may have.
+    pub(super) fn is_hushed(&self) -> bool {
+        let hushed = self.hush.is_on() || self.proposal.as_ref().is_some_and(Proposal::splits);
+        hushed && !planted(Bug::SplitWhileOrdering)
     }
 
     pub(super) fn is_active(&self) -> bool {
@@ -144,9 +153,10 @@ impl Pg {
         if !self.is_well_formed(&request) {
             return Err(Refusal::Malformed);
         }
-        let held = self.is_held();
+        let (held, ours) = (self.is_held(), self.is_ours(request.op.object()));
         let Some(primary) = &mut self.primary else { return Err(Refusal::NotPrimary { epoch: ctx.map.epoch }) };
-        if request.c < self.config.interval {
+        // Of an object that is in the other half now, its sender does not know yet either.
+        if request.c < self.config.interval || !ours {
             return Err(Refusal::StaleMap { epoch: ctx.map.epoch });
         }
         super::fence::admit(ctx.map, &request)?;
@@ -162,6 +172,10 @@ impl Pg {
         }
         if !request.op.is_write() {
             self.start_read(ctx, conn, &request);
+            return Ok(());
+        }
+        if primary.is_hushed() {
+            primary.queue.push_back((conn, request));
             return Ok(());
         }
         match self.dups.seen(request.id) {
@@ -266,6 +280,7 @@ impl Pg {
         self.advance_purge(ctx);
         self.stream(ctx);
         self.advance_recovery(ctx);
+        self.advance_split(ctx);
         self.advance_proposal(ctx);
     }
 
@@ -317,8 +332,9 @@ impl Pg {
     }
 
     /// What waited for the activation.
-    fn drain_queue(&mut self, ctx: &mut Ctx<'_>) {
-        if self.is_held() || !self.primary.as_ref().is_some_and(|p| p.is_active() && p.cut_above.is_none()) {
+    pub(super) fn drain_queue(&mut self, ctx: &mut Ctx<'_>) {
+        let may = |p: &Primary| p.is_active() && p.cut_above.is_none() && !p.is_hushed();
+        if self.is_held() || !self.primary.as_deref().is_some_and(may) {
             return;
         }
         let queue = self.primary.as_mut().map(|primary| std::mem::take(&mut primary.queue)).unwrap_or_default();

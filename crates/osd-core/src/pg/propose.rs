@@ -40,11 +40,18 @@ pub(super) struct Proposal {
     doubtful: bool,
     /// The in-sync sets of all proposals for this `c` that may be in force.
     sets: Vec<Vec<OsdId>>,
+    /// The PG may have split, by this or an earlier proposal for this `c`.
+    splits: bool,
 }
 
 impl Proposal {
     pub(super) fn expect_c(&self) -> ConfVersion {
         self.change.expect_c
+    }
+
+    /// The PG may have split: nothing may be ordered.
+    pub(super) fn splits(&self) -> bool {
+        self.splits
     }
 }
 
@@ -76,17 +83,17 @@ impl Pg {
                 if let Some(change) = self.wish(ctx) {
                     let filled = |osd: &&OsdId| self.config.acting.contains(osd) || self.config.backfill.contains(osd);
                     ctx.fills.ask(change.backfill.iter().filter(|osd| !filled(osd)));
-                    let sets = vec![change.isr.clone()];
-                    let proposal = Proposal { change, stage: Stage::Wanted, doubtful: false, sets };
+                    let (sets, splits) = (vec![change.isr.clone()], change.split_at.is_some());
+                    let proposal = Proposal { change, stage: Stage::Wanted, doubtful: false, sets, splits };
                     self.primary.as_mut().expect("seen above").proposal = Some(proposal);
                 }
             }
         }
     }
 
-    fn as_change(&self, config: PgConfig) -> PgChange {
+    pub(super) fn as_change(&self, config: PgConfig) -> PgChange {
         let PgConfig { primary, isr, acting, backfill, .. } = config;
-        PgChange { pg: self.id, expect_c: self.config.c, primary, isr, acting, backfill }
+        PgChange { pg: self.id, expect_c: self.config.c, primary, isr, acting, backfill, split_at: None }
     }
 
     fn wish(&self, ctx: &Ctx<'_>) -> Option<PgChange> {
@@ -98,7 +105,7 @@ impl Pg {
             .or_else(|| if primary.is_active() { self.with_joined(ctx) } else { None })
             .or_else(|| if primary.is_active() { self.with_returned(ctx) } else { None })
             .or_else(|| if primary.is_active() { self.without_surplus(ctx) } else { None });
-        changed.map(|config| self.as_change(config))
+        changed.map(|config| self.as_change(config)).or_else(|| self.split_wish())
     }
 
     /// In-sync members that are down, contradict themselves, or hold everybody up.
@@ -267,8 +274,8 @@ impl Pg {
                 // An earlier copy may still be applied: any change at all, even none, outdates it.
                 let PgConfig { primary: leader, isr, acting, backfill, .. } = config;
                 proposal.sets.push(isr.clone());
-                proposal.change =
-                    PgChange { pg: self.id, expect_c: self.config.c, primary: leader, isr, acting, backfill };
+                let (pg, expect_c) = (self.id, self.config.c);
+                proposal.change = PgChange { pg, expect_c, primary: leader, isr, acting, backfill, split_at: None };
                 proposal.stage = Stage::Again(now.plus_ms(REFUSED_MS));
             }
             Some(_) => {

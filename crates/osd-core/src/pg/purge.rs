@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use cairn_types::peer::{EntryOp, Logged, ObjectKey};
 use cairn_types::{ObjectId, VolumeId};
 
+use super::order::Primary;
 use super::{Ctx, ListFor, Pg};
 use crate::Time;
 use crate::output::Output;
@@ -37,7 +38,7 @@ impl Pg {
     pub(super) fn advance_purge(&mut self, ctx: &mut Ctx<'_>) {
         let (pool, commit, held) = (self.id.pool, self.log.commit(), self.is_held());
         let Some(primary) = &mut self.primary else { return };
-        if !primary.is_active() || primary.cut_above.is_some() || held {
+        if !primary.is_active() || primary.cut_above.is_some() || held || primary.is_hushed() {
             return;
         }
         let purge = &mut primary.purge;
@@ -68,7 +69,8 @@ impl Pg {
 
     /// Some of the PG's objects, in key order.
     pub(super) fn purge_listed(&mut self, ctx: &mut Ctx<'_>, objects: Vec<ObjectId>) {
-        let active = self.primary.as_ref().is_some_and(|primary| primary.is_active() && primary.cut_above.is_none());
+        let may = |primary: &Primary| primary.is_active() && primary.cut_above.is_none() && !primary.is_hushed();
+        let active = self.primary.as_deref().is_some_and(may);
         let walk = self.primary.as_ref().and_then(|primary| primary.purge.walk.as_ref());
         let Some((volume, Walk::Listing)) = walk else { return };
         let volume = *volume;

@@ -3,9 +3,10 @@
 //!
 //! Keys: `c` membership, `l` the point before the first kept log entry, `s`+session one row of the dup table,
 //! `a`+osd the anchor of an absent member, `d`+osd+object one row of its dirty map, `m`+object blocks missing
-//! here, `b` a fill from nothing, `f`+object blocks written ahead of that fill.
+//! here, `b` a fill from nothing, `f`+object blocks written ahead of that fill, `h` which PG this one was split off.
 
 use bytes::Bytes;
+use cairn_types::map::Born;
 use cairn_types::peer::{BlockSet, LogPoint, ObjectKey, SessionDups};
 use cairn_types::{ConfVersion, Epoch, Generation, ObjectId, OsdId, PoolId, SessionId, SnapId, Version, VolumeId};
 
@@ -25,6 +26,7 @@ pub(crate) enum Record {
     Missing(ObjectId, BlockSet),
     Fill(Fill),
     Fresh(ObjectId, BlockSet),
+    Born(Born),
 }
 
 /// What this member is in the PG.
@@ -141,6 +143,12 @@ pub(crate) fn fill(record: Option<Fill>) -> Attribute {
     (b"b".to_vec(), value)
 }
 
+pub(crate) fn born(born: &Born) -> Attribute {
+    let mut w = Writer::new();
+    w.u32(born.from).u64(born.c.0).point(born.at);
+    (b"h".to_vec(), Some(w.done()))
+}
+
 fn blocks_value(blocks: &BlockSet) -> Bytes {
     let mut w = Writer::new();
     w.u32(blocks.words().len() as u32);
@@ -194,6 +202,7 @@ fn parse(kind: u8, k: &mut Reader<'_>, v: &mut Reader<'_>) -> Option<Record> {
         b'd' => Record::Dirty(OsdId(k.u32_be()?), k.object_be()?, v.blocks()?),
         b'm' => Record::Missing(k.object_be()?, v.blocks()?),
         b'f' => Record::Fresh(k.object_be()?, v.blocks()?),
+        b'h' => Record::Born(Born { from: v.u32()?, c: ConfVersion(v.u64()?), at: v.point()? }),
         b'b' => {
             let through = if v.u8()? == 1 { Some(ObjectKey::new(v.object()?)) } else { None };
             Record::Fill(Fill { through })

@@ -243,7 +243,9 @@ impl Pg {
             && config.up.len() >= self.size
             && config.up.iter().all(|osd| config.isr.contains(osd))
             && ctx.map.pgs.get(&self.id).is_some_and(|now| now.c == config.c);
-        if whole && !self.is_member() && self.usable && !config.up.contains(&self.me) {
+        // A life that ended while it emptied the group left the rest for this one.
+        let done = self.cleared || self.replica.emptying.is_some();
+        if whole && !self.is_member() && !done && !config.up.contains(&self.me) {
             self.empty(ctx, Afterwards::Nothing);
         }
     }
@@ -265,8 +267,10 @@ impl Pg {
             return;
         }
         if objects.is_empty() {
-            if let Some(Afterwards::Fill(start)) = self.replica.emptying.take() {
-                self.begin_recovery(ctx, *start);
+            match self.replica.emptying.take() {
+                Some(Afterwards::Fill(start)) => self.begin_recovery(ctx, *start),
+                Some(Afterwards::Nothing) => self.cleared = true,
+                None => {}
             }
             return;
         }

@@ -16,6 +16,8 @@ pub(crate) enum Effect {
     Rewound(PgId, u64),
     /// The content stands for everything through here.
     Base(PgId, u64),
+    /// The first was split off the second: what was executed there was executed here.
+    Half(PgId, PgId),
 }
 
 /// What a transaction means, once it is durable.
@@ -24,6 +26,9 @@ pub(crate) fn effects(transaction: &Transaction) -> Vec<Effect> {
     let mut effects = Vec::new();
     effects.extend(transaction.rewind.map(|to| Effect::Rewound(pg, to)));
     effects.extend(transaction.restart.map(|base| Effect::Base(pg, base.seq())));
+    let attributes = transaction.attributes.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
+    let born = cairn_osd_core::remembered(&attributes.collect::<Vec<_>>()).and_then(|known| known.born);
+    effects.extend(born.map(|born| Effect::Half(pg, PgId { index: born.from, ..pg })));
     let entries = transaction.append.iter().map(|logged| &logged.entry);
     effects.extend(entries.map(|entry| Effect::Entry(pg, entry.version.seq, entry.request)));
     effects
@@ -33,6 +38,8 @@ pub(crate) fn effects(transaction: &Transaction) -> Vec<Effect> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Synced {
     entries: BTreeMap<PgId, BTreeMap<u64, RequestId>>,
+    /// What a half has from the whole.
+    inherited: BTreeMap<PgId, BTreeMap<u64, RequestId>>,
     bases: BTreeMap<PgId, u64>,
 }
 
@@ -49,20 +56,27 @@ impl Synced {
                 self.bases.insert(pg, seq);
                 self.entries.entry(pg).or_default().clear();
             }
+            Effect::Half(half, whole) => {
+                let mut all = self.inherited.get(&whole).cloned().unwrap_or_default();
+                all.extend(self.entries.get(&whole).into_iter().flatten());
+                self.inherited.insert(half, all);
+            }
         }
     }
 
     /// What a new life finds of a PG's log is durable, whether its flush was seen to complete or not; what lies
     /// below it was committed and durable when it was forgotten.
     pub(crate) fn found(&mut self, pg: PgId, base: u64, log: impl Iterator<Item = (u64, RequestId)>) {
-        let log = log.collect::<BTreeMap<_, _>>();
         self.bases.insert(pg, base);
-        self.entries.insert(pg, log);
+        let entries = self.entries.entry(pg).or_default();
+        entries.retain(|seq, _| *seq <= base);
+        entries.extend(log);
     }
 
     /// Where a request stands in a PG's log here.
     fn position(&self, pg: PgId, request: RequestId) -> Option<u64> {
-        self.entries.get(&pg)?.iter().rev().find(|(_, id)| **id == request).map(|(seq, _)| *seq)
+        let mut all = self.entries.get(&pg).into_iter().chain(self.inherited.get(&pg)).flat_map(|all| all.iter().rev());
+        all.find(|(_, id)| **id == request).map(|(seq, _)| *seq)
     }
 
     fn covers(&self, pg: PgId, seq: u64, request: RequestId) -> bool {
