@@ -106,13 +106,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         }
         None => (disk, None),
     };
+    // Before anybody hears of this life: whoever dials it at once would be told that nobody is there.
+    let listeners = listen(addresses)?;
     let client = MetaClient::new(&config.meta)?;
     let registered = tokio::select! {
         registered = register(&config, &client, disk.as_ref(), opened) => registered?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let maps = client.watch_map();
-    serve(registered, disk, addresses, client, maps, shutdown).await
+    serve(registered, disk, listeners, client, maps, shutdown).await
 }
 
 /// An OSD that the metadata service knows.
@@ -136,6 +138,11 @@ fn addresses(config: &Config) -> Result<Vec<Address>, Error> {
         tracing::warn!(address = %exposed, "whoever reaches this address can read and write every volume");
     }
     Ok(addresses)
+}
+
+fn listen(addresses: Vec<Address>) -> Result<Vec<Listener>, Error> {
+    let bind = |address| Listener::bind(&address).map_err(|error| Error::Listen(address, error));
+    addresses.into_iter().map(bind).collect()
 }
 
 async fn open(config: &Config) -> Result<(Arc<dyn Disk>, Opened), Error> {
@@ -203,7 +210,7 @@ fn memories(opened: &Opened) -> Vec<meta::PgMemory> {
 async fn serve(
     registered: Registered,
     disk: Arc<dyn Disk>,
-    addresses: Vec<Address>,
+    listeners: Vec<Listener>,
     client: MetaClient,
     maps: MapWatch,
     shutdown: CancellationToken,
@@ -212,10 +219,6 @@ async fn serve(
     let poll = Poll::new().map_err(Error::Loop)?;
     let waker = Arc::new(Waker::new(poll.registry(), Token(0)).map_err(Error::Loop)?);
     let inbox = Arc::new(Inbox::new(Arc::clone(&waker)));
-    let mut listeners = Vec::with_capacity(addresses.len());
-    for address in addresses {
-        listeners.push(Listener::bind(&address).map_err(|error| Error::Listen(address, error))?);
-    }
     let local = Local { cluster, osd, incarnation, shards: 1, epoch, features: 0 };
     let registry = poll.registry().try_clone().map_err(Error::Loop)?;
     let network = Network::new(registry, listeners, local).map_err(Error::Loop)?;

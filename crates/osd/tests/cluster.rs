@@ -231,6 +231,35 @@ async fn what_is_written_survives_stops_and_returns() {
     assert!(!dir.exists());
 }
 
+/// Whoever hears of an OSD dials it at once, and takes a refusal for its end: such an OSD was put out of its groups when
+/// it had just come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_osd_listens_before_anybody_knows_of_it() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("osd.sock");
+    let config = cairn_osd::Config {
+        device: dir.path().join("osd.img"),
+        size: Some(256 * MIB),
+        formatted: false,
+        meta: vec![nobody.local_addr().unwrap().to_string()],
+        listen: vec![format!("unix:{}", socket.display())],
+        location: Location { zone: "default".into(), rack: "default".into(), host: "here".into() },
+        device_class: "ssd".into(),
+        insecure_listen: false,
+        disk_faults: None,
+    };
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(cairn_osd::run(config, stop.clone()));
+    let dialled = async {
+        while tokio::net::UnixStream::connect(&socket).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, dialled).await.expect("it never listened");
+    Running { stop, task }.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_in_use_and_an_exposed_address_are_refused() {
     let cluster = Cluster::start(1).await;
