@@ -205,7 +205,7 @@ impl OsdCore {
             _ if self.stopped => {}
             Some(PersistFor::Pg(id, durable)) => {
                 self.with(id, |pg, ctx| pg.handle_durable(ctx, durable));
-                if self.splitting {
+                if self.splitting && durable.is_split_step() {
                     self.follow_map();
                     self.hear_what_waited();
                 }
@@ -326,6 +326,7 @@ impl OsdCore {
             self.report_failures();
             let pgs = &self.pgs;
             self.out.keep_reservations(|id, osd| pgs.get(&id).is_some_and(|pg| pg.recovering().contains(&osd)));
+            self.out.keep_splits(|id| pgs.get(&id).is_some_and(Pg::is_about_to_split));
         }
         self.touched.extend(self.pgs.iter().filter(|(_, pg)| pg.is_primary()).map(|(id, _)| *id));
     }
@@ -390,30 +391,35 @@ impl OsdCore {
         // In ascending order, so that a half is there before it is split itself.
         for (id, born) in map.pgs.iter().filter_map(|(id, config)| Some((*id, config.born.as_ref()?))) {
             let whole = PgId { pool: id.pool, index: born.from };
-            let ahead = self.pgs.get(&whole).is_some_and(|pg| pg.is_ahead_of(born));
-            if !ahead {
+            // What is two splits behind comes to the second after the first.
+            if unready.contains(&whole) {
+                unready.insert(id);
                 continue;
             }
-            if let Some(half) = self.pgs.get(&id) {
+            if !self.pgs.get(&whole).is_some_and(|pg| pg.is_ahead_of(born)) {
+                continue;
+            }
+            if let Some(half) = self.pgs.get(&id).filter(|half| half.is_born_as(born)) {
                 if !half.split_step_is_durable() {
                     unready.extend([whole, id]);
                 }
                 continue;
             }
-            if unready.contains(&whole) || !self.with(whole, |pg, ctx| pg.clear_for_split(ctx, born)) {
+            if !self.with(whole, |pg, ctx| pg.clear_for_split(ctx, born)) {
                 unready.extend([whole, id]);
-                continue;
-            }
-            if let Some(half) = self.with(whole, |pg, ctx| pg.split_off(ctx, id, born)) {
+            } else if !self.pgs.contains_key(&id)
+                && let Some(half) = self.with(whole, |pg, ctx| pg.split_off(ctx, id, born))
+            {
                 self.pgs.insert(id, half);
+                unready.extend([whole, id]);
             }
-            unready.extend([whole, id]);
         }
         unready
     }
 
     /// Every group follows the map, as soon as it has split.
     fn follow_map(&mut self) {
+        let led = self.led();
         let unready = self.split_groups();
         let me = self.config.osd;
         for (id, config) in self.map.pgs.iter().filter(|(id, _)| !unready.contains(id)) {
@@ -421,7 +427,6 @@ impl OsdCore {
                 self.pgs.entry(*id).or_insert_with(|| Pg::new(*id, me));
             }
         }
-        let led = self.led();
         for id in self.pgs.keys().copied().filter(|id| !unready.contains(id)).collect::<Vec<_>>() {
             self.with(id, |pg, ctx| pg.handle_map(ctx));
         }

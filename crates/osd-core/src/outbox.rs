@@ -42,6 +42,8 @@ pub(crate) struct Outbox {
     pub(crate) pace: Pace,
     /// PGs that are being scrubbed by this OSD as their primary.
     scrubs: BTreeSet<PgId>,
+    /// PGs whose clients wait because of a split.
+    splits: BTreeSet<PgId>,
     /// When a client asked something last.
     pub(crate) client_at: Time,
 }
@@ -128,6 +130,21 @@ impl Outbox {
     /// Gives that place back.
     pub(crate) fn release_scrub(&mut self, pg: PgId) {
         self.scrubs.remove(&pg);
+    }
+
+    /// A place among the PGs that may split at once.
+    pub(crate) fn reserve_split(&mut self, pg: PgId, most: usize) -> bool {
+        self.splits.contains(&pg) || (self.splits.len() < most && self.splits.insert(pg))
+    }
+
+    /// Gives that place back.
+    pub(crate) fn release_split(&mut self, pg: PgId) {
+        self.splits.remove(&pg);
+    }
+
+    /// Gives back the places of those that lead no more.
+    pub(crate) fn keep_splits(&mut self, used: impl Fn(PgId) -> bool) {
+        self.splits.retain(|pg| used(*pg));
     }
 
     pub(crate) fn propose(&mut self, changes: Vec<PgChange>) -> CasToken {

@@ -37,7 +37,9 @@ impl Pg {
         self.forget_inspection();
         self.cleared &= !self.is_member();
         self.note_departures(&old);
+        let born = self.follow_birth(ctx);
         let mut transaction = self.transaction();
+        transaction.attributes.extend(born);
         transaction.attributes.push(self.membership(ctx.map.epoch));
         let durable = Durable { c: Some(self.config.c), ..Durable::default() };
         self.store(ctx, transaction, durable);

@@ -68,8 +68,7 @@ impl Pg {
                 Record::Missing(object, blocks) => pg.missing.restore_blocks(object, blocks),
                 Record::Fill(fill) => pg.missing.restore_fill(fill),
                 Record::Fresh(object, blocks) => pg.missing.restore_fresh(object, blocks),
-                // For a metadata service that has forgotten it; the map says it too.
-                Record::Born(_) => {}
+                Record::Born(born) => pg.born = Some(born),
             }
         }
         pg.log = Log::load(base, loaded.commit, loaded.log, loaded.pending)?;

@@ -27,7 +27,7 @@ mod store;
 use std::collections::VecDeque;
 
 use cairn_types::io::{ClientRequest, ReadData};
-use cairn_types::map::{ClusterMap, PgConfig};
+use cairn_types::map::{Born, ClusterMap, PgConfig};
 use cairn_types::peer::{PeerMessage, PgMessage, PgState, PgStatus};
 use cairn_types::scrub::BlockCopy;
 use cairn_types::{ConfVersion, Epoch, Incarnation, ObjectId, OsdId, PgId};
@@ -84,6 +84,12 @@ pub(crate) struct Durable {
     split: bool,
 }
 
+impl Durable {
+    pub(crate) fn is_split_step(self) -> bool {
+        self.split
+    }
+}
+
 /// Whom a read is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ReadFor {
@@ -120,6 +126,8 @@ pub(crate) struct Pg {
     parts: u32,
     /// How far a split is that this member has heard of.
     split: split::Split,
+    /// The split that what this member has came of; on its disk for a metadata service that has forgotten it.
+    born: Option<Born>,
     /// In force here; the newest that a map brought.
     config: PgConfig,
     /// `config.c` is on this disk (I1).
@@ -162,6 +170,7 @@ impl Pg {
             min_size: 1,
             parts: 1,
             split: split::Split::default(),
+            born: None,
             config: PgConfig::default(),
             durable_c: ConfVersion(0),
             log: log::Log::default(),
@@ -234,6 +243,9 @@ impl Pg {
                 let message = PeerMessage::Pg { pg: self.id, c, attempt, body };
                 self.parked.push_back((from, life, message));
             }
+            return;
+        }
+        if self.is_splitting() {
             return;
         }
         self.touched = true;

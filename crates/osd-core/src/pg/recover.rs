@@ -282,7 +282,8 @@ impl Pg {
 
     /// When a primary has something to do that no event brings.
     pub(super) fn primary_deadline(&self, ctx: &Ctx<'_>) -> Option<Time> {
-        let due = self.activation_deadline().into_iter().chain(self.proposal_deadline());
+        let hush = self.primary.as_ref().and_then(|primary| primary.hush.deadline());
+        let due = self.activation_deadline().into_iter().chain(self.proposal_deadline()).chain(hush);
         due.filter(|at| *at > ctx.now).min()
     }
 }

@@ -20,19 +20,35 @@ use crate::planted::{Bug, planted};
 
 /// How long nothing is ordered while what was ordered is waited for.
 const HUSH_MS: u64 = 250;
-/// After that, or after a split that was refused.
+/// After that, or after a split that was refused; longer each time.
 const REST_MS: u64 = 2000;
+/// So many times that is doubled.
+const PATIENCE: u32 = 5;
+/// PGs that one OSD lets split at once: their clients wait meanwhile.
+const AT_ONCE: usize = 4;
 
 /// Nothing is ordered for a moment, so that the log has an end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hush {
     since: Option<Time>,
     not_before: Time,
+    /// How often it was in vain.
+    failed: u32,
 }
 
 impl Hush {
     pub(super) fn is_on(self) -> bool {
         self.since.is_some()
+    }
+
+    fn end(&mut self, now: Time) {
+        let rest = REST_MS << self.failed.min(PATIENCE);
+        *self = Self { since: None, not_before: now.plus_ms(rest), failed: self.failed + 1 };
+    }
+
+    /// When it is given up, at the latest.
+    pub(super) fn deadline(self) -> Option<Time> {
+        self.since.map(|since| since.plus_ms(HUSH_MS))
     }
 }
 
@@ -68,16 +84,25 @@ impl Pg {
         let hush = &mut primary.hush;
         match hush.since {
             // The proposal itself keeps everybody quiet.
-            Some(_) if primary.proposal.as_ref().is_some_and(super::propose::Proposal::splits) => {
-                *hush = Hush { since: None, not_before: ctx.now.plus_ms(REST_MS) };
-            }
+            Some(_) if primary.proposal.as_ref().is_some_and(super::propose::Proposal::splits) => hush.end(ctx.now),
             Some(since) if !wanted || ctx.now.ms_since(since) >= HUSH_MS => {
-                *hush = Hush { since: None, not_before: ctx.now.plus_ms(REST_MS) };
+                hush.end(ctx.now);
                 self.drain_queue(ctx);
             }
-            None if wanted && ctx.now >= hush.not_before => hush.since = Some(ctx.now),
+            None if wanted && ctx.now >= hush.not_before && ctx.out.reserve_split(self.id, AT_ONCE) => {
+                hush.since = Some(ctx.now);
+            }
             Some(_) | None => {}
         }
+        if !self.is_about_to_split() {
+            ctx.out.release_split(self.id);
+        }
+    }
+
+    /// Its clients wait because of a split.
+    pub(crate) fn is_about_to_split(&self) -> bool {
+        let splits = |primary: &Primary| primary.proposal.as_ref().is_some_and(super::propose::Proposal::splits);
+        self.primary.as_deref().is_some_and(|primary| primary.hush.is_on() || splits(primary))
     }
 
     /// The pool is to have more PGs, this one has not split, and every copy is whole.
@@ -124,6 +149,39 @@ impl Pg {
         }
     }
 
+    /// Whether what this OSD has came of this very split. After the loss of the metadata service's memory it may be of
+    /// another one that was forgotten.
+    pub(crate) fn is_born_as(&self, born: &Born) -> bool {
+        self.born == Some(*born)
+    }
+
+    /// Which split it came of, from the map. What came of another one is of no use.
+    pub(super) fn follow_birth(&mut self, ctx: &mut Ctx<'_>) -> Option<record::Attribute> {
+        let born = self.config.born.filter(|born| self.born != Some(*born))?;
+        if self.born.replace(born).is_some() {
+            self.disown(ctx);
+        }
+        Some(record::born(&born))
+    }
+
+    /// What this member has is not the PG's: it is filled anew, or emptied.
+    fn disown(&mut self, ctx: &mut Ctx<'_>) {
+        self.step_down(ctx);
+        self.replica.forget_primary();
+        self.usable = false;
+        self.absents.clear();
+        let commit = self.log.commit();
+        // Those entries must not take effect any more, least of all on what a half writes.
+        if !planted(Bug::SplitLeavesEntries) {
+            self.rewind(ctx, commit);
+        }
+    }
+
+    /// This OSD has heard of a split, and is not through it: nothing that was said before counts.
+    pub(super) fn is_splitting(&self) -> bool {
+        self.split != Split::Idle
+    }
+
     /// Whether this map's split is still ahead of this member.
     pub(crate) fn is_ahead_of(&self, born: &Born) -> bool {
         self.config.c < born.c
@@ -145,15 +203,19 @@ impl Pg {
         }
         // Whoever leads by the new map trusts that this OSD, which says that it has it, serves nothing by the old one.
         self.step_down(ctx);
+        self.replica.forget_primary();
         // Who left the in-sync set since, and what it has, was not followed through the split: nobody is known to be absent.
         self.config.isr = ctx.map.pgs.get(&self.id).map(|now| now.isr.clone()).unwrap_or_default();
         self.absents.clear();
         let has_all = self.usable && !self.missing.is_filling() && self.log.end() == born.at;
+        let has_all = has_all || planted(Bug::SplitStale);
         let mut gone = Vec::new();
-        if has_all || planted(Bug::SplitStale) {
+        if has_all {
             let through = self.log.end().seq();
             self.commit_through(through);
             gone = self.log.trim(through);
+        } else {
+            self.disown(ctx);
         }
         let mut transaction = self.transaction();
         if !gone.is_empty() {
@@ -164,7 +226,7 @@ impl Pg {
         }
         transaction.attributes.push(self.membership(ctx.map.epoch));
         self.store(ctx, transaction, Durable { split: true, ..Durable::default() });
-        self.split = Split::Clearing { at: born.at, has_all: has_all || planted(Bug::SplitStale) };
+        self.split = Split::Clearing { at: born.at, has_all };
         false
     }
 
@@ -177,12 +239,16 @@ impl Pg {
         half.config.c = ConfVersion(born.c.0 - 1);
         half.config.isr = ctx.map.pgs.get(&id).map(|now| now.isr.clone()).unwrap_or_default();
         half.split = Split::Born;
+        half.born = Some(*born);
+        half.usable = has_all;
         half.touched = true;
         let mut attributes = vec![record::born(born)];
         if has_all {
             half.log.restart(self.log.base());
-            // Rotten blocks that wait for a good copy wait there.
-            half.missing.begin_blocks(self.missing.of(|object| half.is_ours(object)));
+            // Rotten blocks that wait for a good copy wait there. The half may have split since, says the map; its own halves
+            // find theirs here.
+            let parts = 2 * u64::from(id.index - born.from);
+            half.missing.begin_blocks(self.missing.of(|object| object.hash() % parts == u64::from(id.index)));
             attributes.push(record::base(half.log.base()));
             if !planted(Bug::SplitWithoutDups) {
                 let rows = self.dups.snapshot(self.log.commit());

@@ -1,0 +1,198 @@
+//! One OSD hears of a split: what it may keep of the group, and what must not reach the half.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cairn_osd_core::{Config, OsdCore, Output, Time, Transaction};
+use cairn_types::map::{Born, ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool};
+use cairn_types::peer::{EntryOp, LogEntry, LogPoint, LogReport, Logged, PeerMessage, PgMessage};
+use cairn_types::{
+    BLOCK_SIZE, ConfVersion, Epoch, Generation, Incarnation, ObjectId, OsdId, PgId, PoolId, RequestId, SnapId, Version,
+    VolumeId,
+};
+
+const WHOLE: PgId = PgId { pool: PoolId(1), index: 0 };
+const HALF: PgId = PgId { pool: PoolId(1), index: 1 };
+const ME: OsdId = OsdId(2);
+const PRIMARY: OsdId = OsdId(1);
+const LIFE: Incarnation = Incarnation(1);
+
+fn config(c: u64, born: Option<Born>) -> PgConfig {
+    let members = vec![PRIMARY, ME];
+    let c = ConfVersion(c);
+    PgConfig {
+        c,
+        interval: c,
+        primary: Some(PRIMARY),
+        isr: vec![PRIMARY],
+        acting: members.clone(),
+        up: members,
+        born,
+        ..PgConfig::default()
+    }
+}
+
+/// Everybody in sync.
+fn whole(c: u64) -> PgConfig {
+    PgConfig { isr: vec![PRIMARY, ME], ..config(c, None) }
+}
+
+fn map(epoch: u64, pgs: &[(PgId, PgConfig)]) -> Arc<ClusterMap> {
+    let osd = |id: OsdId| Osd {
+        id,
+        uuid: uuid::Uuid::from_u128(id.0.into()),
+        incarnation: LIFE,
+        dead_through: Incarnation(0),
+        addresses: vec![],
+        up: true,
+        placed: true,
+        weight: 1 << 16,
+        location: Location { zone: "z".into(), rack: "r".into(), host: id.0.to_string() },
+        device_class: "ssd".into(),
+        capacity: 1 << 40,
+        used: 0,
+        acked_epoch: Epoch(0),
+    };
+    let pool = Pool {
+        id: PoolId(1),
+        name: "p".into(),
+        size: 2,
+        min_size: 1,
+        failure_domain: FailureDomain::Osd,
+        device_class: None,
+        object_size: 64 << 10,
+        pg_count: pgs.len() as u32,
+        pg_target: pgs.len() as u32,
+    };
+    Arc::new(ClusterMap {
+        epoch: Epoch(epoch),
+        pools: [(pool.id, pool)].into(),
+        osds: [PRIMARY, ME].map(|id| (id, osd(id))).into(),
+        pgs: pgs.iter().cloned().collect(),
+        ..ClusterMap::default()
+    })
+}
+
+fn point(c: u64, seq: u64) -> LogPoint {
+    LogPoint { version: Version { c: ConfVersion(c), seq }, hash: seq * 31 }
+}
+
+struct Member {
+    core: OsdCore,
+    stored: Vec<Transaction>,
+    said: Vec<(PgId, PgMessage)>,
+}
+
+impl Member {
+    fn new() -> Self {
+        let core = OsdCore::new(Config::new(ME, LIFE, Epoch(1)), 1, Time(0));
+        Self { core, stored: Vec::new(), said: Vec::new() }
+    }
+
+    /// Everything is durable at once.
+    fn settle(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::Persist { token, transaction } => {
+                    self.stored.push(*transaction);
+                    self.core.handle_persisted(Time(0), token);
+                }
+                Output::PersistEpoch { token, .. } => self.core.handle_persisted(Time(0), token),
+                Output::List { token, .. } => self.core.handle_list(Time(0), token, Vec::new()),
+                Output::SendPeer { message: PeerMessage::Pg { pg, body, .. }, .. } => self.said.push((pg, body)),
+                _ => {}
+            }
+        }
+        self.core.invariants();
+    }
+
+    fn hear_map(&mut self, map: &Arc<ClusterMap>) {
+        self.core.handle_map(Time(0), Arc::clone(map));
+        self.settle();
+    }
+
+    fn hear(&mut self, pg: PgId, c: u64, attempt: u64, body: PgMessage) {
+        let message = PeerMessage::Pg { pg, c: ConfVersion(c), attempt, body };
+        self.core.handle_peer(Time(0), PRIMARY, LIFE, message);
+        self.settle();
+    }
+
+    fn report(&mut self, pg: PgId, c: u64) -> LogReport {
+        self.said.clear();
+        self.hear(pg, c, 1 << 32, PgMessage::QueryLog);
+        let report = self.said.iter().find_map(|(of, body)| match body {
+            PgMessage::LogReport(report) if *of == pg => Some(report.clone()),
+            _ => None,
+        });
+        report.expect("it says where its log ends")
+    }
+}
+
+fn write() -> Logged {
+    let data = Bytes::from(vec![7; BLOCK_SIZE as usize]);
+    let object = ObjectId { pool: PoolId(1), volume: VolumeId(1), index: 1, snapshot: SnapId::HEAD };
+    let entry = LogEntry {
+        version: Version { c: ConfVersion(1), seq: 1 },
+        prev: 0,
+        epoch: Epoch(1),
+        request: RequestId::default(),
+        acked_through: 0,
+        generation: Generation(0),
+        snap_context: SnapId(0),
+        op: EntryOp::Write { object, offset: 0, crcs: vec![crc32c::crc32c(&data)] },
+    };
+    Logged { entry, data }
+}
+
+/// The store knows what is pending by its object and not by its group: in the half it would still hide what is there.
+#[test]
+fn what_was_not_committed_is_cut_before_there_is_a_half() {
+    let mut member = Member::new();
+    member.hear_map(&map(1, &[(WHOLE, whole(1))]));
+    member.hear(WHOLE, 1, 1, PgMessage::QueryLog);
+    member.hear(WHOLE, 1, 1, PgMessage::Align { at: LogPoint::default() });
+    member.hear(WHOLE, 1, 1, PgMessage::Replicate { commit: 0, entries: vec![write()] });
+    assert!(member.stored.iter().any(|transaction| transaction.append.len() == 1));
+    member.stored.clear();
+    let born = Some(Born { from: 0, c: ConfVersion(4), at: point(3, 8) });
+    member.hear_map(&map(5, &[(WHOLE, config(4, None)), (HALF, config(4, born))]));
+    let half = member.stored.iter().position(|transaction| transaction.pg == HALF).expect("there is a half");
+    let cut = member.stored.iter().position(|transaction| transaction.pg == WHOLE && transaction.rewind == Some(0));
+    assert!(cut.is_some_and(|cut| cut < half), "{:#?}", member.stored);
+    for pg in [WHOLE, HALF] {
+        let report = member.report(pg, 4);
+        assert!(!report.usable && report.tail.is_empty(), "{pg}: {report:?}");
+    }
+}
+
+/// It was split before a disaster of the metadata service, which has forgotten that, and split it once more.
+#[test]
+fn a_half_of_another_birth_is_of_no_use() {
+    let mut member = Member::new();
+    member.hear_map(&map(1, &[(WHOLE, whole(1))]));
+    let born = |c, at| Some(Born { from: 0, c: ConfVersion(c), at });
+    let first = PgConfig { born: born(2, LogPoint::default()), ..whole(2) };
+    member.hear_map(&map(2, &[(WHOLE, whole(2)), (HALF, first)]));
+    assert!(member.report(HALF, 2).usable, "it has all there was");
+    let second = config(9, born(9, point(8, 70)));
+    member.hear_map(&map(7, &[(WHOLE, config(9, None)), (HALF, second)]));
+    assert!(!member.report(HALF, 9).usable && !member.report(WHOLE, 9).usable);
+}
+
+/// Nothing that the primary of before said is taken in between.
+#[test]
+fn messages_from_before_the_split_are_not_taken() {
+    let mut member = Member::new();
+    member.hear_map(&map(1, &[(WHOLE, whole(1))]));
+    member.hear(WHOLE, 1, 1, PgMessage::QueryLog);
+    member.hear(WHOLE, 1, 1, PgMessage::Align { at: LogPoint::default() });
+    member.stored.clear();
+    let born = Some(Born { from: 0, c: ConfVersion(2), at: LogPoint::default() });
+    let half = PgConfig { born, ..whole(2) };
+    // The map is here, and nothing of it is durable yet.
+    member.core.handle_map(Time(0), map(2, &[(WHOLE, whole(2)), (HALF, half)]));
+    let late = PgMessage::Replicate { commit: 0, entries: vec![write()] };
+    member.hear(WHOLE, 1, 1, late);
+    assert!(member.stored.iter().all(|transaction| transaction.append.is_empty()));
+    assert_eq!(member.report(WHOLE, 2).end(), LogPoint::default());
+}
