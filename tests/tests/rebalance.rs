@@ -124,7 +124,8 @@ fn placement_groups_split_while_a_client_writes() -> Result<()> {
     let (code, words) = refused(&cluster, &["pool", "set", "default", "--pgs", "1"])?;
     assert!(code == Some(1) && words.contains("never joined again"), "{words}");
     let pgs = wanted.to_string();
-    run(&mut cluster.cairn(&["pool", "set", "default", "--pgs", &pgs, "--dry-run"]))?;
+    let words = capture(&mut cluster.cairn(&["pool", "set", "default", "--pgs", &pgs, "--dry-run"]))?;
+    assert!(words.contains(&format!("{} more placement groups come", wanted - before)), "{words}");
     assert_eq!(groups(&cluster)?, [(before, before)], "nothing was changed");
     run(&mut cluster.cairn(&["pool", "set", "default", "--pgs", &pgs]))?;
     // The same bytes again and again, until all have split.
@@ -132,6 +133,9 @@ fn placement_groups_split_while_a_client_writes() -> Result<()> {
         finished(nbdcopy(&written.to_string_lossy(), &uri)?)?;
         Ok((groups(&cluster)? == [(wanted, wanted)]).then_some(()))
     })?;
+    let wait = ["pool", "set", "default", "--pgs", &pgs, "--wait", "--timeout", "120", "-o", "json"];
+    let done: serde_json::Value = serde_json::from_str(&capture(&mut cluster.cairn(&wait))?)?;
+    assert!(done["to_come"] == 0 && done["moves"] == serde_json::json!([]), "{done}");
     cluster.kill("osd-1")?;
     until("every group to be whole again", 120, || {
         let pools = cluster.cairn_json(&["pool", "ls"])?;

@@ -99,8 +99,15 @@ impl Machine {
             spread_before: spread,
             spread,
             exceptions: self.exceptions.len() as u32,
+            to_come: self.to_come(),
             moves: if listed { moves } else { Vec::new() },
         }
+    }
+
+    /// PGs that pools are to have and do not have yet.
+    fn to_come(&self) -> u32 {
+        let wanted: u32 = self.map.pools.values().map(|pool| pool.pg_target).sum();
+        wanted.saturating_sub(self.map.pgs.len() as u32)
     }
 
     /// What an administrator should know about what is to be moved.
@@ -119,6 +126,21 @@ impl Machine {
         }
         if self.map.settings.norebalance && moves.len() > short {
             notes.push("norebalance is set: whole placement groups stay where they are until it is unset".to_owned());
+        }
+        for pool in self.map.pools.values().filter(|pool| pool.is_splitting()) {
+            let wait = |pg: &PgConfig| {
+                let behind = pg.acting.iter().chain(&pg.backfill).any(|osd| !pg.isr.contains(osd));
+                behind || pg.isr.len() < pool.size as usize
+            };
+            let whole = |id: &PgId| id.pool == pool.id && id.index < pool.pg_count;
+            let undivided = |id: &PgId| !self.map.pgs.contains_key(&PgId { index: id.index + pool.pg_count, ..*id });
+            let held = self.map.pgs.iter().filter(|(id, pg)| whole(id) && undivided(id) && wait(pg));
+            let held: Vec<String> = held.map(|(id, _)| id.to_string()).collect();
+            if let Some(first) = held.first() {
+                let (count, name) = (held.len(), &pool.name);
+                let words = format!("of pool {name}, {count} cannot split before all their copies are whole ({first}");
+                notes.push(if count > 1 { format!("{words} and others)") } else { format!("{words})") });
+            }
         }
         notes
     }

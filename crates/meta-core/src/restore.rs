@@ -191,13 +191,35 @@ impl Machine {
         self.put_pg(turn, id, PgConfig { born: Some(born.into()), ..PgConfig::default() });
     }
 
+    /// A PG that no disk knows any more, and that there must have been, since there are PGs that came later: its objects are
+    /// nowhere else, so nobody may serve their place as if they had never been.
+    fn keep_places_of_lost_halves(&mut self, turn: &mut Turn<'_>, restoring: &Restoring) {
+        let mut lost: Vec<OsdId> = restoring.lost.iter().copied().map(OsdId).collect();
+        if lost.is_empty() {
+            // It was on disks that nobody has spoken of.
+            lost.push(OsdId(u32::MAX));
+        }
+        let pools: Vec<Pool> = self.map.pools.values().cloned().collect();
+        for pool in pools {
+            let id = |index| PgId { pool: pool.id, index };
+            let last = self.map.pgs.range(id(0)..=id(u32::MAX)).next_back().map_or(0, |(id, _)| id.index);
+            for index in pool.pg_count..(last + 1).next_power_of_two() / 2 {
+                if !self.map.pgs.contains_key(&id(index)) {
+                    self.put_pg(turn, id(index), PgConfig { isr: lost.clone(), ..PgConfig::default() });
+                }
+            }
+        }
+    }
+
     /// Of an OSD that will never come back nothing is awaited.
     pub(crate) fn await_no_longer(&mut self, turn: &mut Turn<'_>, osd: OsdId) {
         self.hear_memories(turn, osd, &[]);
     }
 
     fn begin_again(&mut self, turn: &mut Turn<'_>) {
-        self.cluster.restoring = None;
+        let restoring = self.cluster.restoring.take().unwrap_or_default();
+        self.count_halves(turn);
+        self.keep_places_of_lost_halves(turn, &restoring);
         self.count_halves(turn);
         let pgs: Vec<(PgId, PgConfig)> = self.map.pgs.iter().map(|(id, pg)| (*id, pg.clone())).collect();
         for (id, pg) in pgs.into_iter().filter(|(_, pg)| !pg.isr.is_empty()) {

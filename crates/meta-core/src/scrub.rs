@@ -105,6 +105,12 @@ pub fn pgs(machine: &Machine) -> ListPgsReply {
 }
 
 impl Machine {
+    /// A half was looked through when the whole was. What was found there is said of the whole until the next time.
+    pub(crate) fn scrub_half_as(&mut self, turn: &mut Turn<'_>, whole: PgId, half: PgId) {
+        let PgScrub { light_s, deep_s, .. } = self.scrub_of(whole);
+        self.write_scrub(turn, half, PgScrub { pg: Some(half.into()), light_s, deep_s, ..PgScrub::default() });
+    }
+
     fn write_scrub(&mut self, turn: &mut Turn<'_>, id: PgId, scrub: PgScrub) {
         record::store(&mut turn.state, keys::scrub(id), &scrub);
         self.scrubs.pgs.insert(id, scrub);

@@ -70,6 +70,7 @@ impl Machine {
                 let now = Some((id, &one).into());
                 self.put_pg(turn, id, one);
                 self.put_pg(turn, half, other);
+                self.scrub_half_as(turn, id, half);
                 PgOutcome { pg: change.pg, applied: true, now, refused: String::new() }
             }
             Err(refused) => PgOutcome { pg: change.pg, applied: false, now: Some((id, &now).into()), refused },
@@ -85,19 +86,15 @@ impl Machine {
         };
         let next = Pool { pg_target: request.pgs, ..now.clone() };
         pool::check_pgs(next.pg_target)?;
-        if next.pg_target < now.next_pg_count() {
-            let words = format!(
-                "pool `{}` has {} placement groups{}, and groups are never joined again",
-                now.name,
-                now.pg_count,
-                if now.is_splitting() {
-                    format!(" and is about to have {}", now.next_pg_count())
-                } else {
-                    String::new()
-                }
+        let begun = self.map.pgs.keys().any(|id| id.pool == now.id && id.index >= now.pg_count);
+        let least = if begun { now.next_pg_count() } else { now.pg_count };
+        if next.pg_target < least {
+            let (name, have) = (&now.name, now.pg_count);
+            let coming = if begun { format!(" and is about to have {least}") } else { String::new() };
+            let words = format!("pool `{name}` has {have} placement groups{coming}, and groups are never joined again");
+            return Err(
+                Refusal::invalid(words).remedy(format!("ask for {least} or more; for fewer, make another pool"))
             );
-            let remedy = format!("ask for {} or more; for fewer, make another pool", now.next_pg_count());
-            return Err(Refusal::invalid(words).remedy(remedy));
         }
         if next != *now {
             self.write_pool(turn, next);

@@ -328,3 +328,30 @@ fn a_group_that_was_split_off_after_the_backup_is_known_by_the_disks() {
         (8, 8, 4)
     );
 }
+
+/// Nothing is served in its place as if it had always been empty.
+#[test]
+fn a_group_that_must_have_been_and_that_no_disk_knows_is_led_by_nobody() {
+    let (cluster, mut state) = restored(&[]);
+    let mut machine = Machine::open(&state).unwrap();
+    let pool = *machine.map().pools.keys().next().unwrap();
+    let known = |index: u32, from: u32| {
+        let isr: Vec<u32> = ["c", "a"].map(|name| cluster.osd(name)).to_vec();
+        let born = Some(PgBorn { from, c: 9, at: Some(LogPoint { c: 3, seq: 70, hash: 5 }) });
+        PgMemory { pg: Some(PgId { pool, index }.into()), c: 9, isr, born }
+    };
+    // Of four became eight, and of those some split again; nobody has 6.
+    let memories = vec![known(4, 0), known(5, 1), known(7, 3), known(13, 5)];
+    for (index, name) in ["b", "c", "a"].into_iter().enumerate() {
+        let memories = if name == "b" { Vec::new() } else { memories.clone() };
+        let request = Payload::RegisterOsd(comes_back(&cluster, name, memories));
+        apply(&mut machine, &mut state, 1000 + index as u64, request);
+    }
+    let map = machine.map();
+    assert_eq!((map.pools[&pool].pg_count, map.pools[&pool].pg_target), (8, 16));
+    let of = |hash| {
+        let (id, now) = map.pg_of(pool, hash).unwrap();
+        (id.index, now.primary.is_some())
+    };
+    assert_eq!((of(6), of(14), of(2), of(13), of(5)), ((6, false), (6, false), (2, true), (13, true), (5, true)));
+}

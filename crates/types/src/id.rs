@@ -82,7 +82,7 @@ impl SnapId {
 pub struct PgId {
     /// The pool it belongs to.
     pub pool: PoolId,
-    /// Its number within the pool, below the pool's `pg_count`.
+    /// Its number within the pool, below the pool's `pg_count`; of a half, while the others split, below twice that.
     pub index: u32,
 }
 

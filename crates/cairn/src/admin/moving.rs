@@ -127,8 +127,14 @@ fn shown(head: &str, plan: &ChangePlacementReply, json: bool, took: Option<Durat
         return Ok(());
     }
     println!("{head}");
+    if plan.to_come > 0 {
+        println!(
+            "  to split    {} more placement groups come; what moves then is known when they are there",
+            plan.to_come
+        );
+    }
     if plan.moves.is_empty() {
-        println!("  nothing is to be moved");
+        println!("  nothing is to be moved{}", if plan.to_come > 0 { " yet" } else { "" });
         return Ok(());
     }
     let (groups, eta) = (plan.moves.len(), lasting(plan.eta_s));
@@ -181,7 +187,7 @@ fn plan_json(head: &str, plan: &ChangePlacementReply, took: Option<Duration>) ->
         .collect();
     json!({
         "what": head, "epoch": plan.epoch, "bytes": plan.bytes, "bytes_before": plan.bytes_before,
-        "eta_s": plan.eta_s, "notes": plan.notes, "exceptions": plan.exceptions,
+        "eta_s": plan.eta_s, "notes": plan.notes, "exceptions": plan.exceptions, "to_come": plan.to_come,
         "spread_percent": f64::from(plan.spread) / 10.0, "spread_percent_before": f64::from(plan.spread_before) / 10.0,
         "moves": moves, "took_s": took.map(|took| took.as_secs_f64()),
     })
@@ -202,6 +208,8 @@ fn lasting(seconds: u64) -> String {
 struct Progress {
     groups: usize,
     bytes: u64,
+    /// Groups that come yet of those that split.
+    to_come: u32,
     done: bool,
 }
 
@@ -209,7 +217,9 @@ impl Progress {
     fn of(plan: &ChangePlacementReply, empties: Option<u32>) -> Self {
         let concerns = |one: &&PgMove| empties.is_none_or(|osd| one.from.contains(&osd));
         let left: Vec<&PgMove> = plan.moves.iter().filter(concerns).collect();
-        Self { groups: left.len(), bytes: left.iter().map(|one| one.bytes).sum(), done: left.is_empty() }
+        let to_come = if empties.is_none() { plan.to_come } else { 0 };
+        let bytes = left.iter().map(|one| one.bytes).sum();
+        Self { groups: left.len(), bytes, to_come, done: left.is_empty() && to_come == 0 }
     }
 
     /// Seconds to go, from what was done so far.
@@ -225,6 +235,12 @@ impl Progress {
         let groups = first.groups.max(self.groups);
         let eta = self.eta(first, since).map_or(String::new(), |eta| format!(", about {} to go", lasting(eta)));
         let copied = size::show(first.bytes.saturating_sub(self.bytes));
+        if self.to_come > 0 {
+            return format!(
+                "{} placement groups come yet of those that split, {} to be moved",
+                self.to_come, self.groups
+            );
+        }
         format!(
             "{} of {groups} placement groups moved, about {copied} of {}{eta}",
             groups - self.groups,
