@@ -94,8 +94,6 @@ bugs! {
     SplitWhileOrdering, "split-while-ordering";
     /// A member that lacks some of the log splits what it has.
     SplitStale, "split-stale";
-    /// A member that lacks some of the log keeps what is pending in it, though some of that is of the half's objects.
-    SplitLeavesEntries, "split-leaves-entries";
     /// The half of a PG does not know which requests were executed.
     SplitWithoutDups, "split-without-dups";
 }

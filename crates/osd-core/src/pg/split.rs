@@ -170,11 +170,8 @@ impl Pg {
         self.replica.forget_primary();
         self.usable = false;
         self.absents.clear();
-        let commit = self.log.commit();
-        // Those entries must not take effect any more, least of all on what a half writes.
-        if !planted(Bug::SplitLeavesEntries) {
-            self.rewind(ctx, commit);
-        }
+        // What is pending must not take effect any more, least of all on what a half writes.
+        self.rewind(ctx, self.log.commit());
     }
 
     /// This OSD has heard of a split, and is not through it: nothing that was said before counts.
