@@ -46,7 +46,7 @@ impl Content {
 
 /// See the file's head.
 pub(crate) enum Medium {
-    Model(Model),
+    Model(Box<Model>),
     Engine(Box<Engine>),
 }
 
@@ -74,21 +74,21 @@ impl Medium {
 
     pub(crate) fn read(&mut self, tag: u64, pg: PgId, object: ObjectId, offset: u32, len: u32) {
         match self {
-            Self::Model(model) => model.read(tag, pg, object, offset, len),
+            Self::Model(model) => model.read(tag, object, offset, len),
             Self::Engine(engine) => engine.read(tag, pg, object, offset, len),
         }
     }
 
     pub(crate) fn inspect(&mut self, tag: u64, pg: PgId, object: ObjectId, (offset, len): (u32, u32), deep: bool) {
         match self {
-            Self::Model(model) => model.inspect(tag, pg, object, (offset, len)),
+            Self::Model(model) => model.inspect(tag, object, (offset, len)),
             Self::Engine(engine) => engine.inspect(tag, pg, object, (offset, len), deep),
         }
     }
 
     pub(crate) fn list(&mut self, tag: u64, pg: PgId, pg_count: u32, after: Option<ObjectKey>, limit: usize) {
         match self {
-            Self::Model(model) => model.list(tag, pg, after, limit),
+            Self::Model(model) => model.list(tag, pg, pg_count, after, limit),
             Self::Engine(engine) => engine.list(tag, pg, pg_count, after, limit),
         }
     }
@@ -173,7 +173,7 @@ impl Medium {
     /// As it is now.
     pub(crate) fn image(&self) -> Image {
         match self {
-            Self::Model(model) => Image::Model(Box::new(model.clone())),
+            Self::Model(model) => Image::Model(model.clone()),
             Self::Engine(engine) => Image::Engine(engine.image()),
         }
     }
@@ -181,7 +181,7 @@ impl Medium {
     /// It is what it was then.
     pub(crate) fn restore(&mut self, image: &Image) {
         match (self, image) {
-            (Self::Model(model), Image::Model(image)) => *model = (**image).clone(),
+            (Self::Model(model), Image::Model(image)) => model.clone_from(image),
             (Self::Engine(engine), Image::Engine(image)) => engine.restore(image),
             _ => {}
         }
@@ -190,7 +190,7 @@ impl Medium {
     /// Every block of a PG, pending entries included, for the checker.
     pub(crate) fn content(&mut self, pg: PgId, pg_count: u32) -> Content {
         match self {
-            Self::Model(model) => Content { blocks: model.content(pg), bad: BTreeSet::new() },
+            Self::Model(model) => Content { blocks: model.content(pg, pg_count), bad: BTreeSet::new() },
             Self::Engine(engine) => engine.content(pg, pg_count),
         }
     }

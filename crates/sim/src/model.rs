@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use cairn_osd_core::{LoadedPg, Transaction};
 use cairn_types::io::{BlockState, ReadData};
+use cairn_types::map::pg_index;
 use cairn_types::peer::{EntryOp, LogEntry, LogPoint, ObjectKey, RunContent};
 use cairn_types::scrub::BlockCopy;
 use cairn_types::{BLOCK_SIZE, Epoch, ObjectId, PgId};
@@ -21,7 +22,9 @@ enum Block {
 }
 
 type Object = BTreeMap<u32, Block>;
+type Objects = BTreeMap<ObjectKey, Object>;
 
+/// One PG, but for its objects: which PG an object is of the disk does not know.
 #[derive(Clone, Debug, Default)]
 struct PgImage {
     commit: u64,
@@ -29,7 +32,6 @@ struct PgImage {
     log: VecDeque<LogEntry>,
     pending: BTreeMap<u64, Bytes>,
     attributes: BTreeMap<Vec<u8>, Bytes>,
-    objects: BTreeMap<ObjectKey, Object>,
 }
 
 impl PgImage {
@@ -37,7 +39,7 @@ impl PgImage {
         self.log.back().map_or(self.base.seq(), |entry| entry.version.seq)
     }
 
-    fn carry_out(&mut self, transaction: &Transaction) {
+    fn carry_out(&mut self, objects: &mut Objects, transaction: &Transaction) {
         if let Some(to) = transaction.rewind {
             assert!(to >= self.commit, "a rewind below the commit point");
             while self.end() > to {
@@ -45,7 +47,7 @@ impl PgImage {
                 self.pending.remove(&entry.version.seq);
             }
         }
-        self.commit_through(transaction.commit);
+        self.commit_through(objects, transaction.commit);
         if let Some(base) = transaction.restart {
             assert!(base.seq() >= self.end().min(self.commit) && base.seq() >= self.commit, "a restart goes forward");
             self.log.clear();
@@ -59,7 +61,7 @@ impl PgImage {
             self.log.push_back(logged.entry.clone());
         }
         for (object, runs) in &transaction.content {
-            let blocks = self.objects.entry(ObjectKey::new(*object)).or_default();
+            let blocks = objects.entry(ObjectKey::new(*object)).or_default();
             for run in runs {
                 for index in 0..run.len / BLOCK_SIZE {
                     let at = run.offset + index * BLOCK_SIZE;
@@ -76,9 +78,9 @@ impl PgImage {
             }
         }
         for object in &transaction.remove {
-            self.objects.remove(&ObjectKey::new(*object));
+            objects.remove(&ObjectKey::new(*object));
         }
-        self.objects.retain(|_, object| !object.is_empty());
+        objects.retain(|_, object| !object.is_empty());
         if let Some(through) = transaction.trim {
             assert!(through <= self.commit, "only committed entries are trimmed");
             while self.log.front().is_some_and(|entry| entry.version.seq <= through) {
@@ -94,55 +96,20 @@ impl PgImage {
         }
     }
 
-    fn commit_through(&mut self, commit: u64) {
+    fn commit_through(&mut self, objects: &mut Objects, commit: u64) {
         let ready = self.pending.keys().copied().take_while(|seq| *seq <= commit).collect::<Vec<_>>();
         for seq in ready {
             let data = self.pending.remove(&seq).expect("listed");
             let entry =
                 self.log.iter().find(|entry| entry.version.seq == seq).expect("pending entries are kept").clone();
-            apply(&mut self.objects, &entry.op, &data);
+            apply(objects, &entry.op, &data);
         }
         self.commit = self.commit.max(commit.min(self.end()));
     }
 
-    /// All objects, as they are with what is pending.
-    fn keys(&self) -> BTreeSet<ObjectKey> {
-        let mut keys = self.objects.keys().copied().collect::<BTreeSet<_>>();
-        for entry in self.log.iter().filter(|entry| self.pending.contains_key(&entry.version.seq)) {
-            let key = ObjectKey::new(entry.op.object());
-            match entry.op {
-                EntryOp::Remove { .. } => keys.remove(&key),
-                EntryOp::Write { .. } | EntryOp::Zero { .. } => keys.insert(key),
-            };
-        }
-        keys
-    }
-
-    fn read(&self, object: ObjectId, offset: u32, len: u32) -> ReadData {
-        let mut blocks = self.objects.get(&ObjectKey::new(object)).cloned().unwrap_or_default();
-        for (seq, data) in &self.pending {
-            let entry = self.log.iter().find(|entry| entry.version.seq == *seq).expect("pending entries are kept");
-            if entry.op.object() == object {
-                let mut one = BTreeMap::from([(ObjectKey::new(object), std::mem::take(&mut blocks))]);
-                apply(&mut one, &entry.op, data);
-                blocks = one.remove(&ObjectKey::new(object)).unwrap_or_default();
-            }
-        }
-        let mut data = Vec::with_capacity(len as usize);
-        let mut states = Vec::new();
-        for at in (offset..offset + len).step_by(BLOCK_SIZE as usize) {
-            match blocks.get(&at) {
-                Some(Block::Data(bytes, crc)) => {
-                    data.extend_from_slice(bytes);
-                    states.push(BlockState::Data { crc: *crc });
-                }
-                state => {
-                    data.resize(data.len() + BLOCK_SIZE as usize, 0);
-                    states.push(if state.is_some() { BlockState::Zero } else { BlockState::Absent });
-                }
-            }
-        }
-        ReadData { data: Bytes::from(data), blocks: states }
+    /// What is not in effect yet, in order.
+    fn pending(&self) -> impl Iterator<Item = (&LogEntry, &Bytes)> {
+        self.log.iter().filter_map(|entry| Some((entry, self.pending.get(&entry.version.seq)?)))
     }
 }
 
@@ -158,7 +125,7 @@ fn put(blocks: &mut Object, at: u32, block: Option<Block>) {
     };
 }
 
-fn apply(objects: &mut BTreeMap<ObjectKey, Object>, op: &EntryOp, data: &Bytes) {
+fn apply(objects: &mut Objects, op: &EntryOp, data: &Bytes) {
     let key = ObjectKey::new(op.object());
     match op {
         EntryOp::Write { offset, crcs, .. } => {
@@ -191,6 +158,7 @@ enum Record {
 #[derive(Clone, Debug, Default)]
 struct Image {
     pgs: BTreeMap<PgId, PgImage>,
+    objects: Objects,
     epoch: Epoch,
 }
 
@@ -198,10 +166,54 @@ impl Image {
     fn carry_out(&mut self, record: &Record) {
         match record {
             Record::Transaction(transaction) => {
-                self.pgs.entry(transaction.pg).or_default().carry_out(transaction);
+                self.pgs.entry(transaction.pg).or_default().carry_out(&mut self.objects, transaction);
             }
             Record::Epoch(epoch) => self.epoch = self.epoch.max(*epoch),
         }
+    }
+
+    /// The objects of a PG, one of so many, as they are with what is pending.
+    fn keys(&self, pg: PgId, parts: u32) -> BTreeSet<ObjectKey> {
+        let ours = |key: &ObjectKey| {
+            let object = key.object();
+            object.pool == pg.pool && pg_index(object.hash(), parts) == pg.index
+        };
+        let mut keys = self.objects.keys().copied().filter(ours).collect::<BTreeSet<_>>();
+        for (entry, _) in self.pgs.get(&pg).into_iter().flat_map(PgImage::pending) {
+            let key = ObjectKey::new(entry.op.object());
+            match entry.op {
+                EntryOp::Remove { .. } => keys.remove(&key),
+                EntryOp::Write { .. } | EntryOp::Zero { .. } => keys.insert(key),
+            };
+        }
+        keys
+    }
+
+    /// What is pending in any PG counts: if it is not of the one that asks, the core has forgotten it.
+    fn read(&self, object: ObjectId, offset: u32, len: u32) -> ReadData {
+        let mut blocks = self.objects.get(&ObjectKey::new(object)).cloned().unwrap_or_default();
+        for (entry, data) in self.pgs.values().flat_map(PgImage::pending) {
+            if entry.op.object() == object {
+                let mut one = BTreeMap::from([(ObjectKey::new(object), std::mem::take(&mut blocks))]);
+                apply(&mut one, &entry.op, data);
+                blocks = one.remove(&ObjectKey::new(object)).unwrap_or_default();
+            }
+        }
+        let mut data = Vec::with_capacity(len as usize);
+        let mut states = Vec::new();
+        for at in (offset..offset + len).step_by(BLOCK_SIZE as usize) {
+            match blocks.get(&at) {
+                Some(Block::Data(bytes, crc)) => {
+                    data.extend_from_slice(bytes);
+                    states.push(BlockState::Data { crc: *crc });
+                }
+                state => {
+                    data.resize(data.len() + BLOCK_SIZE as usize, 0);
+                    states.push(if state.is_some() { BlockState::Zero } else { BlockState::Absent });
+                }
+            }
+        }
+        ReadData { data: Bytes::from(data), blocks: states }
     }
 }
 
@@ -209,9 +221,9 @@ impl Image {
 #[derive(Clone, Debug)]
 enum Job {
     Flush(Vec<u64>),
-    Read { tag: u64, pg: PgId, object: ObjectId, offset: u32, len: u32 },
-    Inspect { tag: u64, pg: PgId, object: ObjectId, offset: u32, len: u32 },
-    List { tag: u64, pg: PgId, after: Option<ObjectKey>, limit: usize },
+    Read { tag: u64, object: ObjectId, offset: u32, len: u32 },
+    Inspect { tag: u64, object: ObjectId, offset: u32, len: u32 },
+    List { tag: u64, pg: PgId, parts: u32, after: Option<ObjectKey>, limit: usize },
 }
 
 /// See the file's head.
@@ -256,16 +268,16 @@ impl Model {
         self.record(tag, Record::Epoch(epoch));
     }
 
-    pub(crate) fn read(&mut self, tag: u64, pg: PgId, object: ObjectId, offset: u32, len: u32) {
-        self.job(Job::Read { tag, pg, object, offset, len });
+    pub(crate) fn read(&mut self, tag: u64, object: ObjectId, offset: u32, len: u32) {
+        self.job(Job::Read { tag, object, offset, len });
     }
 
-    pub(crate) fn inspect(&mut self, tag: u64, pg: PgId, object: ObjectId, (offset, len): (u32, u32)) {
-        self.job(Job::Inspect { tag, pg, object, offset, len });
+    pub(crate) fn inspect(&mut self, tag: u64, object: ObjectId, (offset, len): (u32, u32)) {
+        self.job(Job::Inspect { tag, object, offset, len });
     }
 
-    pub(crate) fn list(&mut self, tag: u64, pg: PgId, after: Option<ObjectKey>, limit: usize) {
-        self.job(Job::List { tag, pg, after, limit });
+    pub(crate) fn list(&mut self, tag: u64, pg: PgId, parts: u32, after: Option<ObjectKey>, limit: usize) {
+        self.job(Job::List { tag, pg, parts, after, limit });
     }
 
     /// Jobs that were not handed to the disk yet; true for those that take as long as a flush.
@@ -287,12 +299,12 @@ impl Model {
                 self.flushing = false;
                 self.flush();
             }
-            Some(Job::Read { tag, pg, object, offset, len }) => {
-                let data = self.live.pgs.entry(pg).or_default().read(object, offset, len);
+            Some(Job::Read { tag, object, offset, len }) => {
+                let data = self.live.read(object, offset, len);
                 self.done.push_back(Done::Read(tag, Ok(data)));
             }
-            Some(Job::Inspect { tag, pg, object, offset, len }) => {
-                let read = self.live.pgs.entry(pg).or_default().read(object, offset, len);
+            Some(Job::Inspect { tag, object, offset, len }) => {
+                let read = self.live.read(object, offset, len);
                 let copies = read.blocks.into_iter().map(|state| match state {
                     BlockState::Absent => BlockCopy::Absent,
                     BlockState::Zero => BlockCopy::Zero,
@@ -300,8 +312,8 @@ impl Model {
                 });
                 self.done.push_back(Done::Inspected(tag, copies.collect()));
             }
-            Some(Job::List { tag, pg, after, limit }) => {
-                let keys = self.live.pgs.entry(pg).or_default().keys().into_iter();
+            Some(Job::List { tag, pg, parts, after, limit }) => {
+                let keys = self.live.keys(pg, parts).into_iter();
                 let after = keys.filter(|key| after.is_none_or(|after| *key > after));
                 self.done.push_back(Done::Listed(tag, after.take(limit).map(|key| key.object()).collect()));
             }
@@ -351,12 +363,14 @@ impl Model {
     }
 
     /// Every block of a PG, pending entries included, for the checker.
-    pub(crate) fn content(&self, pg: PgId) -> BTreeMap<(ObjectId, u32), u32> {
-        let Some(image) = self.live.pgs.get(&pg) else { return BTreeMap::new() };
-        let mut image = image.clone();
-        image.commit_through(u64::MAX);
+    pub(crate) fn content(&self, pg: PgId, parts: u32) -> BTreeMap<(ObjectId, u32), u32> {
+        let mut image = self.live.clone();
+        if let Some(of) = image.pgs.get_mut(&pg) {
+            of.commit_through(&mut image.objects, u64::MAX);
+        }
+        let keys = image.keys(pg, parts);
         let mut content = BTreeMap::new();
-        for (key, blocks) in &image.objects {
+        for (key, blocks) in image.objects.iter().filter(|(key, _)| keys.contains(key)) {
             for (at, block) in blocks {
                 let value = match block {
                     Block::Zero => 0,

@@ -27,7 +27,6 @@ use crate::check::once::Logs;
 use crate::engine::Engine;
 use crate::faults::Moment;
 use crate::medium::{Done, Image, Medium};
-use crate::model::Model;
 use crate::rng::Rng;
 
 /// Between looks at the metadata service.
@@ -722,7 +721,7 @@ impl OsdHost {
 }
 
 fn new_medium(uuid: u128, rng: &mut Rng, model: bool) -> Medium {
-    if model { Medium::Model(Model::default()) } else { Medium::Engine(Box::new(Engine::new(uuid, rng))) }
+    if model { Medium::Model(Box::default()) } else { Medium::Engine(Box::new(Engine::new(uuid, rng))) }
 }
 
 fn osd_of(directory: &Directory, node: Node) -> Option<OsdId> {
