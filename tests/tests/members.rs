@@ -108,11 +108,12 @@ fn page(cluster: &Cluster, role: &str) -> Result<String> {
 /// Every daemon has a page, and what an alert would look at stands on it.
 fn check_pages(cluster: &Cluster, member: u64) -> Result<()> {
     let meta = format!("meta-{member}");
-    let main: [(&str, &[&str]); 4] = [
+    let main: [(&str, &[&str]); 5] = [
         (&meta, &["cairn_meta_raft_leader", "cairn_meta_raft_commit_index", "cairn_meta_members_reachable"]),
         ("osd-0", &["cairn_osd_disk_operations_total", "cairn_osd_pgs", "cairn_osd_disk_oldest_ms"]),
         ("attach", &["cairn_attach_calls_total"]),
         ("csi", &[]),
+        ("keeper", &[]),
     ];
     for (role, lines) in main {
         let text = page(cluster, role)?;

@@ -118,6 +118,8 @@ pub(crate) struct MetaDaemon {
 /// Flags of the keeper.
 #[derive(Args)]
 pub(crate) struct Keeper {
+    #[command(flatten)]
+    page: Page,
     /// Its unix socket.
     #[arg(long)]
     socket: PathBuf,
@@ -390,7 +392,20 @@ async fn osd(flags: OsdDaemon, stop: CancellationToken) -> Result<(), cairn_osd:
     cairn_osd::run(config, stop).await
 }
 
+/// One thread, and another for its page where that is asked for: what it keeps never waits for a reader of figures.
 fn keeper(flags: Keeper) -> Outcome {
+    if let Some(listen) = flags.page.metrics {
+        std::thread::spawn(move || {
+            let page = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let served = page.map_err(|error| error.to_string()).and_then(|page| {
+                let metrics = cairn_metrics::Metrics::new("keeper");
+                page.block_on(metrics.serve(listen, CancellationToken::new())).map_err(|error| error.to_string())
+            });
+            if let Err(error) = served {
+                tracing::error!("{error}");
+            }
+        });
+    }
     let config = cairn_attach::KeeperConfig { socket: flags.socket, stop: None };
     cairn_attach::run_keeper(config).map_err(|error| Failure::new(Code::Failed, error.to_string()))
 }

@@ -111,7 +111,8 @@ fn osd(layout: &Layout, cluster: &Cluster, disk: &OsdDisk) -> Role {
 }
 
 fn keeper(layout: &Layout) -> Role {
-    Args::of("keeper").with("--socket", layout.socket("keeper").display()).role("keeper".into(), RoleKind::Keeper)
+    let args = Args::of("keeper").with("--socket", layout.socket("keeper").display());
+    args.measured_role(layout, "keeper".into(), RoleKind::Keeper)
 }
 
 fn attach(layout: &Layout, cluster: &Cluster) -> Role {
@@ -198,7 +199,7 @@ impl Args {
         self
     }
 
-    /// Every role of ours but the keeper, which does nothing else, has a page of metrics on a socket of its own.
+    /// Every role of ours has a page of metrics on a socket of its own.
     fn measured_role(self, layout: &Layout, name: String, kind: RoleKind) -> Role {
         let socket = metrics_socket(layout, &name);
         self.with("--metrics", format!("unix:{}", socket.display())).role(name, kind)
