@@ -205,7 +205,11 @@ fn pgs_inactive(map: &ClusterMap) -> Option<HealthCheck> {
             let (up, missing): (Vec<OsdId>, Vec<OsdId>) = pg.isr.iter().partition(|osd| is_up(map, **osd));
             let named = |osds: &[OsdId]| osds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             details.push(match (up.as_slice(), missing.as_slice()) {
-                (_, []) => format!("{id} has {} of {} members it needs", pg.isr.len(), pool.min_size),
+                (up, []) => {
+                    let (has, needs, alone) = (pg.isr.len(), pool.min_size, named(up));
+                    let filled = "until others are filled";
+                    format!("{id} has {has} of {needs} members it needs, {filled}; {alone} alone has every acknowledged write")
+                }
                 ([], missing) => format!("{id} waits for {}", named(missing)),
                 (up, missing) => {
                     format!("{id} waits for {}; {} alone has every acknowledged write", named(missing), named(up))
@@ -215,7 +219,7 @@ fn pgs_inactive(map: &ClusterMap) -> Option<HealthCheck> {
     }
     let summary = format!("{} serving no I/O", counted(details.len(), "placement group is", "placement groups are"));
     let remedy = "start the OSDs that are waited for, on any host that has their disk: they hold the newest data; where \
-                  a disk is gone for ever, leave the OSDs alone that still have everything";
+                  a disk is gone for ever, take its OSD out (cairn osd out) and leave those alone that still have everything";
     (!details.is_empty()).then(|| check("PG_AVAILABILITY", true, summary, remedy, details))
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A configuration changes in three ways, each raising its version `c` by one:
 //! - its primary proposes, by compare-and-swap ([`judge`]): members join the in-sync set from `acting` only, slow ones
-//!   leave it, but never so far that fewer than the pool's `min_size` remain;
+//!   leave it, but never so far that fewer than the pool's `min_size` remain; only those that are down and out leave
+//!   further, where its primary cannot go on without: such a group serves nothing until others have joined;
 //! - an OSD is gone ([`without`]): it leaves every set, the in-sync set only where `min_size` allows, and a new primary
 //!   comes from the in-sync set and from nowhere else;
 //! - an OSD is back ([`elect`]): a PG that had no living in-sync member gets it as its primary.
@@ -12,8 +13,8 @@
 //! advice to the primary: it changes without a new `c`, and an OSD may join a set only while it is in `up`. How many groups
 //! are filled from nothing at once is bounded at both ends (`fills`).
 //!
-//! Invariants: the in-sync set is never emptied and never falls below `min_size` by a change; `acting` contains it; the
-//! primary is in it; `interval` is the `c` under which the present primary began.
+//! Invariants: the in-sync set is never emptied, and nobody whose disk may come back is put out of it below `min_size`;
+//! `acting` contains it; the primary is in it; `interval` is the `c` under which the present primary began.
 
 use std::collections::BTreeSet;
 
@@ -50,12 +51,15 @@ pub(crate) fn judge(
     let backfill = distinct("the backfill set", &change.backfill)?;
     let has = |set: &[OsdId], osd: &OsdId| set.contains(osd);
 
-    let grows_only = now.isr.iter().all(|osd| has(&isr, osd));
-    if isr.is_empty() || (!grows_only && (isr.len() as u32) < min_size) {
+    if isr.is_empty() {
+        return Err("the in-sync set would be empty".to_owned());
+    }
+    let needed = now.isr.iter().find(|osd| !has(&isr, osd) && !map.is_gone(**osd));
+    if let Some(osd) = needed.filter(|_| (isr.len() as u32) < min_size) {
         let wish = isr.len();
         return Err(format!(
             "the in-sync set would have {wish} of at least {min_size} members; \
-             without them no write may be acknowledged"
+             without {osd}, which is not out for good, no write may be acknowledged"
         ));
     }
     if let Some(osd) = isr.iter().find(|osd| !has(&now.isr, osd) && !has(&now.acting, osd)) {
@@ -159,6 +163,7 @@ impl Machine {
         }
         let judged = judge(&self.map, now, pool.min_size, reporter, &change)
             .and_then(|next| fills::check(&self.map, (id, now), &next, reporter).map(|()| next));
+        let judged = judged.and_then(|next| self.check_lost(now, pool.min_size, next));
         match judged {
             Ok(next) => {
                 let now = Some((id, &next).into());

@@ -82,6 +82,7 @@ pub fn transform(restoration: &Restoration, key: &[u8], value: &Bytes) -> Result
             cluster.osds_after_backup = cluster.next_osd;
             cluster.next_osd += SMALL_LEAP;
             let (awaited, lost) = (restoration.awaited.clone(), restoration.lost.clone());
+            cluster.lost_with_state.clone_from(&lost);
             cluster.restoring = (!awaited.is_empty()).then_some(Restoring { awaited, lost });
             cluster.encode_to_vec()
         }
@@ -211,8 +212,25 @@ impl Machine {
         }
     }
 
+    /// Who goes on without OSDs that were lost together with the metadata: where so many were that they may have been a
+    /// whole in-sync set of their own since the backup, they may have had writes that nobody else knows of.
+    pub(crate) fn check_lost(&self, now: &PgConfig, min_size: u32, next: PgConfig) -> Result<PgConfig, String> {
+        let lost = &self.cluster.lost_with_state;
+        let without = now.isr.iter().find(|osd| !next.isr.contains(osd) && lost.contains(&osd.0));
+        match without.filter(|_| (next.isr.len() as u32) < min_size && lost.len() as u32 >= min_size) {
+            Some(osd) => Err(format!(
+                "{osd} was lost with the metadata and {} others: together they may have newer writes than anybody else",
+                lost.len() - 1
+            )),
+            None => Ok(next),
+        }
+    }
+
     /// Of an OSD that will never come back nothing is awaited.
     pub(crate) fn await_no_longer(&mut self, turn: &mut Turn<'_>, osd: OsdId) {
+        if self.cluster.restoring.is_some() {
+            self.cluster.lost_with_state.push(osd.0);
+        }
         self.hear_memories(turn, osd, &[]);
     }
 

@@ -82,6 +82,8 @@ bugs! {
     FillOverWrites, "fill-over-writes";
     /// Fewer copies than `min_size` are enough when the others are down.
     IgnoreMinSize, "ignore-min-size";
+    /// What is committed while too few members are in sync is acknowledged.
+    AckOnTooFew, "ack-on-too-few";
     /// A block that cannot be read is answered as zeros.
     ServeZeros, "serve-zeros";
     /// Zeros and discards are not dirty for whoever is absent.

@@ -126,7 +126,8 @@ impl World {
             Fault::Renew { client } => self.clients[client].renew(&mut self.bus),
             Fault::Lose { osd } => {
                 let index = self.choose(osd);
-                if self.is_spare(index) {
+                // Another in-sync member is enough, though no group has a copy to spare.
+                if self.is_spare(index, 2) {
                     self.lose(index);
                 } else {
                     // Later, when all is well.
@@ -174,11 +175,14 @@ impl World {
         counts
     }
 
-    /// Nothing depends on this disk alone: all is well, and every group it belongs to has another copy to spare.
-    fn is_spare(&self, index: usize) -> bool {
+    /// Nothing depends on this disk alone: all is well, and every group it belongs to has so many copies.
+    fn is_spare(&self, index: usize, copies: usize) -> bool {
         let Some(id) = self.osds[index].id() else { return false };
         let map = self.newest_map();
-        let rich = |config: &PgConfig| !config.isr.contains(&id) || config.isr.len() > self.options.min_size as usize;
+        // A copy with bad blocks does not count: what they were may be on the others only.
+        let ill = |osd: &OsdId| self.osds.iter().any(|host| host.id() == Some(*osd) && host.ill);
+        let copies_of = |config: &PgConfig| config.isr.iter().filter(|osd| **osd == id || !ill(osd)).count();
+        let rich = |config: &PgConfig| !config.isr.contains(&id) || copies_of(config) >= copies;
         let works = |osd: &OsdHost| osd.alive && !osd.paused && osd.disk_delay == 0;
         let well = self.osds.iter().all(works) && !self.bus.any_cut() && self.bus.now >= self.calm_from;
         well && self.metas.iter().all(MetaHost::is_alive) && map.pgs.values().all(rich)
@@ -213,7 +217,7 @@ impl World {
                 return;
             }
             Ill::RottenLog | Ill::RolledBack(_) => {
-                if !self.is_spare(index) {
+                if !self.is_spare(index, self.options.min_size as usize + 1) {
                     return;
                 }
                 let back = self.bus.rng.between(200 * MS, 2 * SECOND);

@@ -633,6 +633,9 @@ impl OsdHost {
                 for _ in changes.iter().filter(|change| change.split_at.is_some()) {
                     bus.stats.sometimes("a group is ready to split");
                 }
+                for _ in changes.iter().filter(|change| change.isr.len() == 1) {
+                    bus.stats.sometimes("a group goes on without who is lost");
+                }
                 let changes = changes.iter().map(change).collect();
                 let request = ChangePgsRequest {
                     mutation: None,

@@ -348,8 +348,17 @@ impl World {
                 lost.chain(self.osds.iter().filter_map(|osd| Some((osd.id()?, &osd.synced)))).collect();
             let newest = self.metas.iter().map(MetaHost::map).max_by_key(|map| map.epoch).expect("there are members");
             let min_size = self.options.min_size as usize;
-            let oracle = &mut self.oracle;
-            let result = acks.into_iter().try_for_each(|(request, pg, config)| {
+            let (oracle, osds) = (&mut self.oracle, &self.osds);
+            let result = acks.into_iter().try_for_each(|(request, pg, mut config)| {
+                // Who knows that the newest one is in force, and is not in it, keeps nothing for the one before.
+                if let Some(now) = newest.pgs.get(&pg).filter(|now| now.c > config.c) {
+                    let follows = |osd: &OsdHost| {
+                        let known = osd.core.as_ref().and_then(|core| core.map().pgs.get(&pg).map(|config| config.c));
+                        known.is_some_and(|c| c >= now.c)
+                    };
+                    let left = |id: &OsdId| osds.iter().any(|osd| osd.id() == Some(*id) && follows(osd));
+                    config.isr.retain(|id| now.isr.contains(id) || !left(id));
+                }
                 let configs = [Some(&config), newest.pgs.get(&pg)];
                 let configs = configs.into_iter().flatten().collect::<Vec<_>>();
                 oracle.acked(request, pg, &configs, min_size, &disks)

@@ -288,6 +288,12 @@ impl ClusterMap {
         if is_split { pool.next_pg_count() } else { pool.pg_count }
     }
 
+    /// Whether an OSD is down, and out of placement besides: nobody counts on its disk any more.
+    #[must_use]
+    pub fn is_gone(&self, osd: OsdId) -> bool {
+        self.osds.get(&osd).is_none_or(|osd| !osd.placed && (!osd.up || osd.incarnation <= osd.dead_through))
+    }
+
     /// Whether this incarnation of an OSD is proven dead.
     #[must_use]
     pub fn is_dead(&self, osd: OsdId, incarnation: Incarnation) -> bool {

@@ -294,10 +294,9 @@ impl Pg {
         let others = self.config.isr.iter().filter(|osd| **osd != self.me);
         let all = others.map(|osd| primary.members.get(osd)).all(|m| m.is_some_and(Member::is_streaming));
         let whole = self.log.commit() >= end;
-        let held = self.config.isr.len() < self.min_size;
-        if all && (whole || held) && self.durable_c == self.config.c && primary.grants.is_empty() {
+        if all && whole && self.log.is_settled() && self.durable_c == self.config.c && primary.grants.is_empty() {
             primary.phase = Phase::Active;
-            primary.knows_commit = whole;
+            primary.knows_commit = true;
             primary.cut_above = None;
             self.touched = true;
         }

@@ -42,6 +42,8 @@ pub(crate) struct Log {
     persisted: u64,
     /// Changes whenever positions may be used anew, so that a late "durable" is not taken for the wrong entry.
     lineage: u64,
+    /// The newest lineage of which something is durable.
+    settled: u64,
     /// Entries at or below have no data any more.
     data_from: u64,
     data_bytes: usize,
@@ -114,6 +116,11 @@ impl Log {
         self.persisted
     }
 
+    /// Nothing that was cut off can come back with a power cut.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled == self.lineage
+    }
+
     /// See [`Log::mark_persisted`].
     pub(crate) fn lineage(&self) -> u64 {
         self.lineage
@@ -179,6 +186,7 @@ impl Log {
     /// Everything that was appended in this lineage through `seq` is durable.
     pub(crate) fn mark_persisted(&mut self, lineage: u64, seq: u64) {
         if lineage == self.lineage {
+            self.settled = lineage;
             self.persisted = self.persisted.max(seq);
             assert!(self.persisted <= self.end().seq(), "what is durable was appended");
         }

@@ -295,7 +295,7 @@ impl Pg {
             self.log.mark_persisted(lineage, seq);
         }
         if durable.log.is_some() || durable.c.is_some() {
-            self.note_durable(durable.log.map(|(lineage, _)| lineage));
+            self.note_durable();
         }
         if let Some((attempt, id)) = durable.push {
             self.push_durable(ctx, attempt, id);
@@ -391,9 +391,9 @@ impl Pg {
         }
     }
 
-    /// Fewer members are in sync than the pool demands.
+    /// Fewer members are in sync than the pool demands, or may be.
     fn is_held(&self) -> bool {
-        self.config.isr.len() < self.min_size
+        self.in_force().any(|isr| isr.len() < self.min_size)
     }
 
     /// Asserts what must hold between any two events.

@@ -284,13 +284,16 @@ impl Pg {
         self.advance_proposal(ctx);
     }
 
-    /// Commits the longest prefix that every member of every configuration that may be in force has persisted (I2).
+    /// Commits the longest prefix that every member of every configuration that may be in force has persisted (I2). Where
+    /// fewer are in sync than the pool demands that is what was inherited: nothing is ordered there.
     fn advance_commit(&mut self, ctx: &mut Ctx<'_>) {
         let Some(through) = self.committable(ctx) else { return };
         if through <= self.log.commit() {
             return;
         }
         self.commit_through(through);
+        // On too few disks nothing is acknowledged. Whoever asks again is told when there are enough.
+        let few = self.is_held() && !planted(Bug::AckOnTooFew);
         let primary = self.primary.as_mut().expect("only a primary commits");
         if let Some((_, (_, began))) = primary.bytes.first_key_value().filter(|(seq, _)| **seq <= through) {
             ctx.out.pace.client(ctx.now, *began);
@@ -299,7 +302,7 @@ impl Pg {
         let later = primary.waiting.split_off(&(through + 1));
         let answered = std::mem::replace(&mut primary.waiting, later);
         for (conn, id) in answered.into_values().flatten() {
-            ctx.out.reply(conn, id, Ok(ReplyBody::Done));
+            ctx.out.reply(conn, id, if few { Err(Refusal::Busy) } else { Ok(ReplyBody::Done) });
         }
     }
 
@@ -314,9 +317,6 @@ impl Pg {
             return Some(through);
         }
         for isr in self.in_force() {
-            if isr.len() < self.min_size {
-                return None;
-            }
             for osd in isr.iter().filter(|osd| **osd != self.me) {
                 if planted(Bug::IgnoreMinSize) && isr.len() == self.min_size && ctx.peers.is_down(ctx.now, *osd) {
                     continue;

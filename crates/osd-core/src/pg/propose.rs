@@ -15,6 +15,8 @@ use crate::planted::{Bug, planted};
 
 /// After a refusal.
 const REFUSED_MS: u64 = 500;
+/// After a refusal to go on without who is lost: that takes a person.
+const REFUSED_SHORT_MS: u64 = 10_000;
 /// After an unknown outcome.
 const UNKNOWN_MS: u64 = 100;
 /// A disk operation that takes longer than this makes its OSD unfit to lead or to be waited for.
@@ -103,6 +105,7 @@ impl Pg {
             .or_else(|| self.with_another_leader(ctx))
             .or_else(|| primary.cut_above.map(|_| self.config.clone()))
             .or_else(|| if primary.is_active() { self.with_joined(ctx) } else { None })
+            .or_else(|| self.without_lost(ctx))
             .or_else(|| if primary.is_active() { self.with_returned(ctx) } else { None })
             .or_else(|| if primary.is_active() { self.without_surplus(ctx) } else { None });
         changed.map(|config| self.as_change(config)).or_else(|| self.split_wish())
@@ -123,6 +126,36 @@ impl Pg {
         let failed = self.failed(ctx);
         let enough = !failed.is_empty() && self.config.isr.len() - failed.len() >= self.min_size;
         enough.then(|| without(&self.config, &failed))
+    }
+
+    /// In-sync members whose disks count as gone: the map calls them down and out, and nothing is heard of them.
+    fn lost(&self, ctx: &Ctx<'_>) -> Vec<OsdId> {
+        let lost = |osd: &&OsdId| **osd != self.me && ctx.map.is_gone(**osd) && !ctx.peers.is_reachable(ctx.now, **osd);
+        self.config.isr.iter().filter(lost).copied().collect()
+    }
+
+    /// A primary whose members are gone goes on without them, though fewer remain than the pool demands: it has all that
+    /// was acknowledged, as every in-sync member has. It orders and answers nothing until others have joined; so it asks
+    /// only where there are enough, and only where they cannot join before: it is not active yet, or has entries open that
+    /// nobody can be brought back over.
+    fn without_lost(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
+        let primary = self.primary.as_ref()?;
+        let stuck = !primary.is_active() || self.log.commit() < self.log.end().seq();
+        let well = self.usable && ctx.out.oldest_io_ms(ctx.now) < SICK_MS;
+        let lost = self.lost(ctx);
+        if lost.is_empty() || !stuck || !well {
+            return None;
+        }
+        let rest = without(&self.config, &lost);
+        let wanted = rest.acting.iter().chain(&rest.backfill).chain(&rest.up);
+        let there = wanted.filter(|osd| **osd == self.me || self.is_fit(ctx, **osd));
+        let enough = there.collect::<std::collections::BTreeSet<_>>().len() >= self.min_size;
+        enough.then_some(rest)
+    }
+
+    /// Can be brought back, or filled.
+    fn is_fit(&self, ctx: &Ctx<'_>, osd: OsdId) -> bool {
+        !ctx.peers.is_down(ctx.now, osd) && !ctx.peers.is_full(osd) && u64::from(ctx.peers.oldest_io_ms(osd)) < SICK_MS
     }
 
     /// This OSD's disk is sick, or its copy is: another in-sync member leads.
@@ -191,13 +224,8 @@ impl Pg {
     /// OSDs that placement wants and that are reachable become members: catching up where their dirty map is
     /// known, filled from nothing otherwise.
     fn with_returned(&self, ctx: &Ctx<'_>) -> Option<PgConfig> {
-        let wanted = |osd: &&OsdId| {
-            **osd != self.me
-                && !super::is_member(&self.config, **osd)
-                && !ctx.peers.is_down(ctx.now, **osd)
-                && !ctx.peers.is_full(**osd)
-                && u64::from(ctx.peers.oldest_io_ms(**osd)) < SICK_MS
-        };
+        let wanted =
+            |osd: &&OsdId| **osd != self.me && !super::is_member(&self.config, **osd) && self.is_fit(ctx, **osd);
         let (known, mut new): (Vec<_>, Vec<_>) =
             self.config.up.iter().filter(wanted).copied().partition(|osd| self.absents.of(*osd).is_some());
         // Filling from nothing is reserved at both ends; groups that lack a copy come before those that only move.
@@ -279,8 +307,9 @@ impl Pg {
                 proposal.stage = Stage::Again(now.plus_ms(REFUSED_MS));
             }
             Some(_) => {
+                let short = proposal.change.isr.len() < self.min_size;
                 primary.proposal = None;
-                primary.propose_after = now.plus_ms(REFUSED_MS);
+                primary.propose_after = now.plus_ms(if short { REFUSED_SHORT_MS } else { REFUSED_MS });
             }
         }
     }

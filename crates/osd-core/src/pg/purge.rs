@@ -70,7 +70,7 @@ impl Pg {
     /// Some of the PG's objects, in key order.
     pub(super) fn purge_listed(&mut self, ctx: &mut Ctx<'_>, objects: Vec<ObjectId>) {
         let may = |primary: &Primary| primary.is_active() && primary.cut_above.is_none() && !primary.is_hushed();
-        let active = self.primary.as_deref().is_some_and(may);
+        let active = self.primary.as_deref().is_some_and(may) && !self.is_held();
         let walk = self.primary.as_ref().and_then(|primary| primary.purge.walk.as_ref());
         let Some((volume, Walk::Listing)) = walk else { return };
         let volume = *volume;

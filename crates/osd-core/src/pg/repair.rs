@@ -162,6 +162,8 @@ impl Pg {
         // Members that are being brought back may have it too; what they give is held against what is expected.
         let others = self.config.acting.iter().chain(&self.config.backfill).copied();
         let others = others.filter(|osd| *osd != self.me && !in_sync.contains(osd)).collect::<Vec<_>>();
+        // While members are missing, one of them may have what nobody else has.
+        let held = self.is_held();
         let is_busy = |job: &&Job| job.looking || (job.asked.is_some() && job.wake > ctx.now);
         let mut under_way = self.repair.jobs.values().filter(is_busy).count();
         for ((object, offset), job) in &mut self.repair.jobs {
@@ -187,7 +189,7 @@ impl Pg {
                 under_way += 1;
                 let body = PgMessage::Pull { id: self.repair.next_id, object: *object, offset: *offset, len: job.len };
                 ctx.out.send(*peer, self.id, self.config.c, 0, body);
-            } else if in_sync.iter().all(|osd| job.refused.contains(osd)) {
+            } else if !held && in_sync.iter().all(|osd| job.refused.contains(osd)) {
                 let (len, wake) = (job.len, ctx.now.plus_ms(RETRY_MS));
                 *job = Job { len, wake, hopeless: true, ..Job::default() };
             } else {

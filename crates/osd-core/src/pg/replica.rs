@@ -22,8 +22,6 @@ pub(super) struct Replica {
     /// The log goes on from where that attempt aligned it.
     aligned: bool,
     ack_due: bool,
-    /// The record that begins a recovery is not durable yet: nothing is acknowledged.
-    starting: bool,
     gap: bool,
     /// Entries that wait for a newer map.
     early: Option<(u64, Vec<Logged>)>,
@@ -189,8 +187,9 @@ impl Pg {
             self.handle_replicate(ctx, self.replica.attempt, commit, entries);
         }
         let Some(primary) = self.config.primary else { return };
-        let Replica { ack_due, aligned, starting, .. } = self.replica;
-        if !ack_due || !aligned || starting || self.durable_c < self.config.c {
+        let Replica { ack_due, aligned, .. } = self.replica;
+        // A cut, or the beginning of a recovery, that a power cut could undo is not acknowledged.
+        if !ack_due || !aligned || !self.log.is_settled() || self.durable_c < self.config.c {
             return;
         }
         let durable = if planted(Bug::AckBeforeFlush) { self.log.end().seq() } else { self.log.persisted() };
@@ -203,10 +202,7 @@ impl Pg {
     }
 
     /// More of the log is durable: the primary wants to know.
-    pub(super) fn note_durable(&mut self, lineage: Option<u64>) {
-        if lineage == Some(self.log.lineage()) {
-            self.replica.starting = false;
-        }
+    pub(super) fn note_durable(&mut self) {
         self.replica.ack_due |= self.replica.aligned;
     }
 
@@ -256,7 +252,8 @@ impl Pg {
         let mut transaction = self.transaction();
         transaction.rewind = Some(self.log.commit());
         transaction.attributes.push(self.membership(ctx.map.epoch));
-        self.store(ctx, transaction, Durable::default());
+        let durable = self.log_durable();
+        self.store(ctx, transaction, durable);
         self.replica.emptying = Some(afterwards);
         ctx.out.list(self.id, None, EMPTY_STEP, ListFor::Empty { attempt: self.replica.attempt });
     }
@@ -310,7 +307,6 @@ impl Pg {
         self.store(ctx, transaction, durable);
         self.replica.aligned = true;
         self.replica.next_push = 0;
-        self.replica.starting = true;
     }
 
     /// Content that this member misses. Pushes are taken in order, each lands where it is still missing.

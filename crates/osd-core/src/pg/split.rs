@@ -257,7 +257,8 @@ impl Pg {
         let mut transaction = half.transaction();
         transaction.restart = (half.log.base().seq() > 0).then(|| half.log.base());
         transaction.attributes.extend(attributes);
-        half.store(ctx, transaction, Durable { split: true, ..Durable::default() });
+        let durable = Durable { split: true, ..half.log_durable() };
+        half.store(ctx, transaction, durable);
         Some(half)
     }
 }

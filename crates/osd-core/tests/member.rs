@@ -1,9 +1,10 @@
-//! One OSD hears of a split: what it may keep of the group, and what must not reach the half.
+//! One OSD as a member, by hand: what it may acknowledge, what it may keep of a group that splits, and what it does as the
+//! last one.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cairn_osd_core::{Config, OsdCore, Output, Time, Transaction};
+use cairn_osd_core::{Config, OsdCore, Output, PersistToken, PgChange, Time, Transaction};
 use cairn_types::map::{Born, ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool};
 use cairn_types::peer::{EntryOp, LogEntry, LogPoint, LogReport, Logged, PeerMessage, PgMessage};
 use cairn_types::{
@@ -81,22 +82,29 @@ struct Member {
     core: OsdCore,
     stored: Vec<Transaction>,
     said: Vec<(PgId, PgMessage)>,
+    proposed: Vec<PgChange>,
+    /// Nothing is durable before somebody says so.
+    slow: Option<Vec<PersistToken>>,
 }
 
 impl Member {
     fn new() -> Self {
         let core = OsdCore::new(Config::new(ME, LIFE, Epoch(1)), 1, Time(0));
-        Self { core, stored: Vec::new(), said: Vec::new() }
+        Self { core, stored: Vec::new(), said: Vec::new(), proposed: Vec::new(), slow: None }
     }
 
-    /// Everything is durable at once.
+    /// Everything is durable at once, unless the disk is slow.
     fn settle(&mut self) {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::Persist { token, transaction } => {
                     self.stored.push(*transaction);
-                    self.core.handle_persisted(Time(0), token);
+                    match &mut self.slow {
+                        Some(waiting) => waiting.push(token),
+                        None => self.core.handle_persisted(Time(0), token),
+                    }
                 }
+                Output::ProposePgs { changes, .. } => self.proposed.extend(changes),
                 Output::PersistEpoch { token, .. } => self.core.handle_persisted(Time(0), token),
                 Output::List { token, .. } => self.core.handle_list(Time(0), token, Vec::new()),
                 Output::SendPeer { message: PeerMessage::Pg { pg, body, .. }, .. } => self.said.push((pg, body)),
@@ -104,6 +112,21 @@ impl Member {
             }
         }
         self.core.invariants();
+    }
+
+    fn all_is_durable(&mut self) {
+        for token in self.slow.take().unwrap_or_default() {
+            self.core.handle_persisted(Time(0), token);
+        }
+        self.settle();
+    }
+
+    fn acked(&self) -> Vec<u64> {
+        let ack = |(_, body): &(PgId, PgMessage)| match body {
+            PgMessage::Ack { persisted, .. } => Some(persisted.seq()),
+            _ => None,
+        };
+        self.said.iter().filter_map(ack).collect()
     }
 
     fn hear_map(&mut self, map: &Arc<ClusterMap>) {
@@ -195,4 +218,49 @@ fn messages_from_before_the_split_are_not_taken() {
     member.hear(WHOLE, 1, 1, late);
     assert!(member.stored.iter().all(|transaction| transaction.append.is_empty()));
     assert_eq!(member.report(WHOLE, 2).end(), LogPoint::default());
+}
+
+/// A power cut would bring the entry back, and whoever read without it would see it come to be after all.
+#[test]
+fn a_cut_is_acknowledged_when_it_is_durable() {
+    let mut member = Member::new();
+    member.hear_map(&map(1, &[(WHOLE, whole(1))]));
+    member.hear(WHOLE, 1, 1, PgMessage::QueryLog);
+    member.hear(WHOLE, 1, 1, PgMessage::Align { at: LogPoint::default() });
+    member.hear(WHOLE, 1, 1, PgMessage::Replicate { commit: 0, entries: vec![write()] });
+    assert_eq!(member.acked().last(), Some(&1));
+    member.said.clear();
+    member.slow = Some(Vec::new());
+    member.hear(WHOLE, 1, 2, PgMessage::QueryLog);
+    member.hear(WHOLE, 1, 2, PgMessage::Align { at: LogPoint::default() });
+    assert_eq!(member.stored.last().and_then(|transaction| transaction.rewind), Some(0));
+    assert_eq!(member.acked(), [0; 0]);
+    member.all_is_durable();
+    assert_eq!(member.acked(), [0]);
+}
+
+/// Of two that were in sync this one is left, and the other's disk is gone: others may join once it goes on alone.
+#[test]
+fn the_last_one_goes_on_when_the_other_is_gone_for_good_and_not_before() {
+    let third = OsdId(3);
+    let with_third = |epoch, up, placed| {
+        let members = vec![PRIMARY, ME];
+        let acting = vec![PRIMARY, ME, third];
+        let led = PgConfig { primary: Some(ME), isr: members, acting: acting.clone(), up: acting, ..config(2, None) };
+        let mut map = Arc::unwrap_or_clone(map(epoch, &[(WHOLE, led)]));
+        let other = map.osds.get_mut(&PRIMARY).unwrap();
+        (other.up, other.placed) = (up, placed);
+        let new = Osd { id: third, up: true, placed: true, ..other.clone() };
+        map.osds.insert(third, new);
+        map.pools.values_mut().for_each(|pool| (pool.size, pool.min_size) = (3, 2));
+        Arc::new(map)
+    };
+    for (up, placed, goes_on) in [(false, true, false), (true, false, false), (false, false, true)] {
+        let mut member = Member::new();
+        member.hear_map(&with_third(2, up, placed));
+        member.core.handle_connection_refused(Time(0), PRIMARY);
+        member.settle();
+        let asked = member.proposed.iter().filter(|change| change.isr == [ME]).count();
+        assert_eq!(asked > 0, goes_on, "up {up}, placed {placed}: {:?}", member.proposed);
+    }
 }
