@@ -165,15 +165,29 @@ impl Calls {
             }
             _ => error.into(),
         })?;
+        let pools = self.meta.list_pools(meta::ListPoolsRequest {}).await?.pools;
         let entry = |volume: &meta::Volume| csi::list_volumes_response::Entry {
             volume: Some(shown(volume)),
             status: Some(csi::list_volumes_response::VolumeStatus {
                 published_node_ids: volume.published_nodes.clone(),
-                volume_condition: None,
+                volume_condition: Some(pools::condition(&pools, volume.pool)),
             }),
         };
         let entries = reply.volumes.iter().map(entry).collect();
         Ok(csi::ListVolumesResponse { entries, next_token: reply.next_page_token })
+    }
+
+    pub(super) async fn one(
+        &self,
+        request: csi::ControllerGetVolumeRequest,
+    ) -> Outcome<csi::ControllerGetVolumeResponse> {
+        let volume = self.volume(known(present("volume_id", &request.volume_id)?)?).await?;
+        let pools = self.meta.list_pools(meta::ListPoolsRequest {}).await?.pools;
+        let status = csi::controller_get_volume_response::VolumeStatus {
+            published_node_ids: volume.published_nodes.clone(),
+            volume_condition: Some(pools::condition(&pools, volume.pool)),
+        };
+        Ok(csi::ControllerGetVolumeResponse { volume: Some(shown(&volume)), status: Some(status) })
     }
 
     pub(super) async fn capacity(&self, request: csi::GetCapacityRequest) -> Outcome<csi::GetCapacityResponse> {

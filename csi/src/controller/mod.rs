@@ -125,6 +125,8 @@ impl Controller for ControllerService {
             rpc::Type::PublishUnpublishVolume,
             rpc::Type::ListVolumes,
             rpc::Type::ListVolumesPublishedNodes,
+            rpc::Type::GetVolume,
+            rpc::Type::VolumeCondition,
             rpc::Type::GetCapacity,
             rpc::Type::PublishReadonly,
             rpc::Type::ExpandVolume,
@@ -162,9 +164,9 @@ impl Controller for ControllerService {
 
     async fn controller_get_volume(
         &self,
-        _: Request<ControllerGetVolumeRequest>,
+        request: Request<ControllerGetVolumeRequest>,
     ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
-        Err(CsiError::Unsupported("this version does not report a single volume; use ListVolumes").into())
+        forward!(self, request, one, volume_id)
     }
 
     async fn controller_modify_volume(

@@ -1,7 +1,8 @@
-//! Which pool a StorageClass means.
+//! Which pool a StorageClass means, and what the state of a pool means for its volumes.
 
 use std::collections::BTreeSet;
 
+use cairn_proto::csi::VolumeCondition;
 use cairn_proto::meta::{Node, Pool, PoolStatus};
 
 use crate::parameters::Parameters;
@@ -52,6 +53,30 @@ pub(crate) fn choose<'a>(
             .find(|status| name_of(status) == "default")
             .ok_or_else(|| PoolError::Ambiguous { have: have() }),
     }
+}
+
+/// How a volume of this pool fares. A volume's objects are spread over all placement groups of its pool, so that one
+/// without I/O concerns them all. Fewer copies than wanted are the administrator's business: the volume serves.
+pub(crate) fn condition(pools: &[PoolStatus], pool: u32) -> VolumeCondition {
+    let of_pool = |status: &&PoolStatus| status.pool.as_ref().is_some_and(|found| found.id == pool);
+    let Some((status, pool)) = pools.iter().find(of_pool).and_then(|found| Some((found, found.pool.as_ref()?))) else {
+        let message = "the volume's pool is gone; see `cairn pool ls`".to_owned();
+        return VolumeCondition { abnormal: true, message };
+    };
+    let (name, all) = (&pool.name, pool.pg_count);
+    let silent = all.saturating_sub(status.active_pgs);
+    let message = match (silent, status.degraded_pgs) {
+        (0, 0) => format!("all {all} placement groups of the pool `{name}` serve I/O"),
+        (0, thin) => format!(
+            "all {all} placement groups of the pool `{name}` serve I/O, {thin} of them with fewer copies than wanted; see \
+             `cairn health detail`"
+        ),
+        (silent, _) => format!(
+            "{silent} of {all} placement groups of the pool `{name}` serve no I/O, and what is in them waits; see `cairn \
+             health detail`"
+        ),
+    };
+    VolumeCondition { abnormal: silent > 0, message }
 }
 
 fn name_of(status: &PoolStatus) -> &str {
@@ -154,6 +179,22 @@ mod tests {
         let host = wanted(Some("default"), Some(3), Some(FailureDomain::Host));
         let error = choose(&pools, &one_host(), &host).unwrap_err().to_string();
         assert!(error.contains("3 replicas on different hosts, but the pool `default` keeps 3 replicas"), "{error}");
+    }
+
+    #[test]
+    fn a_pool_with_silent_groups_has_abnormal_volumes() {
+        let state = |active_pgs, degraded_pgs| {
+            let pool = Pool { id: 4, pg_count: 8, ..pool("fast", 3, "osd").pool.unwrap_or_default() };
+            let status = PoolStatus { pool: Some(pool), active_pgs, degraded_pgs, ..PoolStatus::default() };
+            let VolumeCondition { abnormal, message } = condition(&[status], 4);
+            (abnormal, message)
+        };
+        assert_eq!(state(8, 0), (false, "all 8 placement groups of the pool `fast` serve I/O".to_owned()));
+        let (abnormal, message) = state(8, 3);
+        assert!(!abnormal && message.contains("3 of them with fewer copies"), "{message}");
+        let (abnormal, message) = state(6, 8);
+        assert!(abnormal && message.contains("2 of 8 placement groups of the pool `fast` serve no I/O"), "{message}");
+        assert!(condition(&[], 4).abnormal);
     }
 
     #[test]

@@ -65,9 +65,13 @@ impl Attach {
 
     /// The volume's export, if it has one.
     pub(super) async fn find(&self, volume: VolumeId) -> Result<Option<Exported>, NodeError> {
+        Ok(self.exports().await?.into_iter().find(|export| export.volume == volume.0))
+    }
+
+    /// Every export of this node.
+    pub(super) async fn exports(&self) -> Result<Vec<Exported>, NodeError> {
         let mut client = self.client.clone();
-        let exports = self.finish(client.list(within(ListRequest {}, PATIENCE))).await?.exports;
-        Ok(exports.into_iter().find(|export| export.volume == volume.0))
+        Ok(self.finish(client.list(within(ListRequest {}, PATIENCE))).await?.exports)
     }
 
     /// The device takes on the volume's present size.

@@ -11,7 +11,7 @@ use cairn_types::volume::AttachMode;
 use super::attach::Attach;
 use super::mounts::{self, Mount};
 use super::probe::{Found, probe};
-use super::{NodeError, format};
+use super::{NodeError, format, stats};
 use crate::capability::{Access, Capability};
 use crate::error::CsiError;
 use crate::fields::{ATTACH_MODE, known, number, present};
@@ -98,6 +98,18 @@ impl Calls {
         })
         .await?;
         Ok(csi::NodeUnpublishVolumeResponse {})
+    }
+
+    /// Only looks, so it waits for no turn.
+    pub(super) async fn stats(
+        &self,
+        request: csi::NodeGetVolumeStatsRequest,
+    ) -> Outcome<csi::NodeGetVolumeStatsResponse> {
+        let text = present("volume_id", &request.volume_id)?;
+        let path = PathBuf::from(present("volume_path", &request.volume_path)?);
+        let volume = known(text)?;
+        let exports = self.attach.exports().await?;
+        Ok(blocking(move || stats::of(volume, &path, &exports)).await?)
     }
 
     pub(super) async fn expand(&self, request: csi::NodeExpandVolumeRequest) -> Outcome<csi::NodeExpandVolumeResponse> {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use cairn_types::VolumeId;
 use tonic::Code;
 
 use super::probe::ProbeError;
@@ -35,6 +36,8 @@ pub(crate) enum NodeError {
     NoTool { tool: String },
     #[error("the volume is not staged at {}; call NodeStageVolume first", .0.display())]
     NotStaged(PathBuf),
+    #[error("{volume} is not published at {}; call NodePublishVolume first", path.display())]
+    NotPublished { volume: VolumeId, path: PathBuf },
     #[error("{} is taken: {what} is mounted there; unmount it first", path.display())]
     Occupied { path: PathBuf, what: String },
     #[error("{} is mounted already, {}; unpublish it first", path.display(), access(*read_only))]
@@ -66,6 +69,7 @@ impl NodeError {
             Self::Attach { code: Code::Aborted, .. } => Code::Unavailable,
             Self::Attach { code, .. } => *code,
             Self::OtherAccess { .. } => Code::AlreadyExists,
+            Self::NotPublished { .. } => Code::NotFound,
             Self::WritableDevice => Code::InvalidArgument,
             Self::Foreign { .. }
             | Self::NothingToRead

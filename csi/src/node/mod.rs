@@ -7,6 +7,7 @@ mod error;
 mod format;
 mod mounts;
 mod probe;
+mod stats;
 
 use std::path::PathBuf;
 
@@ -25,7 +26,6 @@ use tonic::{Request, Response, Status};
 pub(crate) use error::NodeError;
 
 use crate::call;
-use crate::error::CsiError;
 use crate::turns::Turns;
 use attach::Attach;
 use calls::Calls;
@@ -98,9 +98,9 @@ impl Node for NodeService {
 
     async fn node_get_volume_stats(
         &self,
-        _: Request<NodeGetVolumeStatsRequest>,
+        request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
-        Err(CsiError::Unsupported("this version does not report the use of volumes").into())
+        forward!(self, request, stats)
     }
 
     async fn node_expand_volume(
@@ -114,7 +114,12 @@ impl Node for NodeService {
         &self,
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        let mut able = vec![rpc::Type::StageUnstageVolume, rpc::Type::SingleNodeMultiWriter];
+        let mut able = vec![
+            rpc::Type::StageUnstageVolume,
+            rpc::Type::SingleNodeMultiWriter,
+            rpc::Type::GetVolumeStats,
+            rpc::Type::VolumeCondition,
+        ];
         able.extend(grows_mounted().then_some(rpc::Type::ExpandVolume));
         let capability =
             |able: rpc::Type| NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: able.into() })) };

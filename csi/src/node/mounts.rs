@@ -17,6 +17,8 @@ pub(super) struct Mount {
     pub(super) filesystem: String,
     /// This mount, or the whole filesystem, takes no writes.
     pub(super) read_only: bool,
+    /// The filesystem takes no writes though this mount would let them pass: the kernel stopped them after an error.
+    pub(super) forced_read_only: bool,
 }
 
 /// The whole table, in the order of mounting.
@@ -43,12 +45,16 @@ fn parse(line: &str) -> Option<Mount> {
     let (point, options) = (left.next()?, left.next()?);
     let mut right = right.split(' ');
     let (filesystem, source, of_super) = (right.next()?, right.next()?, right.next().unwrap_or_default());
-    let read_only = |options: &str| options.split(',').any(|option| option == "ro");
+    let has = |options: &str, word: &str| options.split(',').any(|option| option == word);
+    let (here, everywhere) = (has(options, "ro"), has(of_super, "ro"));
+    // Who mounts read-only sets both; an error sets the filesystem's alone, or one of the newer words.
+    let stopped = has(of_super, "emergency_ro") || has(of_super, "shutdown");
     Some(Mount {
         point: plain(point).into(),
         source: plain(source).into(),
         filesystem: filesystem.to_owned(),
-        read_only: read_only(options) || read_only(of_super),
+        read_only: here || everywhere,
+        forced_read_only: (everywhere && !here) || stopped,
     })
 }
 
@@ -164,8 +170,16 @@ mod tests {
             source: "/dev/loop3".into(),
             filesystem: "ext4".into(),
             read_only: true,
+            forced_read_only: true,
         };
         assert_eq!(parse(line), Some(expected));
+        let forced = |options: &str, of_super: &str| {
+            let line = format!("98 29 7:3 / /pods/a {options} shared:5 - ext4 /dev/loop3 {of_super}");
+            parse(&line).unwrap().forced_read_only
+        };
+        assert!(!forced("rw", "rw,errors=remount-ro") && !forced("ro", "rw"), "published read-only");
+        assert!(!forced("ro", "ro"), "attached read-only");
+        assert!(forced("rw", "ro") && forced("rw", "rw,emergency_ro") && forced("ro", "rw,shutdown"));
         assert_eq!(parse("nonsense"), None);
         assert!(at(Path::new("/proc")).unwrap().is_some_and(|mount| mount.filesystem == "proc"));
         assert_eq!(at(Path::new("/no/such/path")).unwrap(), None);
