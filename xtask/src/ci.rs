@@ -9,7 +9,7 @@ use clap::Args;
 use crate::machine::{self, Need};
 use cairn_tests::cargo;
 
-use crate::{demo, faults, mutants, tidy};
+use crate::{conformance, demo, faults, mutants, tidy};
 
 /// The version of cargo-deny that the gate is written for.
 const CARGO_DENY: &str = "0.20.2";
@@ -46,6 +46,7 @@ pub(crate) fn run() -> Result<()> {
         cairn_tests::run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
     })?;
     stage(&mut times, "test", || test(&TestOptions::default()))?;
+    stage(&mut times, "conformance", || conformance::run(&conformance::Options::default()))?;
     println!("\nstage            s");
     for (name, seconds) in &times {
         println!("{name:<12} {seconds:>6}");

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// One Debian package and a file that shows it is there.
-struct Package {
+pub(crate) struct Package {
     name: &'static str,
     shown_by: &'static [&'static str],
     purpose: &'static str,
@@ -54,6 +54,9 @@ const TEST: &[Package] = &[
     Package { name: "qemu-utils", shown_by: &["/usr/bin/qemu-img"], purpose: "drives the NBD server" },
 ];
 
+/// Only where csi-sanity has to be built.
+pub(crate) const GO: Package = Package { name: "golang-go", shown_by: &["/usr/bin/go"], purpose: "builds csi-sanity" };
+
 /// What a task needs beyond the compiler.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
@@ -69,7 +72,12 @@ pub(crate) fn prepare(need: Need) -> Result<()> {
     if need == Need::Test {
         wanted.extend(TEST);
     }
-    let missing: Vec<&Package> = wanted.into_iter().filter(|package| !is_there(package)).collect();
+    install(&wanted)
+}
+
+/// Installs those of these packages that are missing, saying so.
+pub(crate) fn install(wanted: &[&Package]) -> Result<()> {
+    let missing: Vec<&Package> = wanted.iter().copied().filter(|package| !is_there(package)).collect();
     if missing.is_empty() {
         return Ok(());
     }

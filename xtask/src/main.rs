@@ -1,4 +1,4 @@
-//! Project automation: `cargo xtask demo | test | ci | tidy | sim | mutants | faults`.
+//! Project automation: `cargo xtask demo | test | ci | tidy | sim | mutants | faults | conformance`.
 //!
 //! This program decides nothing about the product. It prepares the machine (saying so), calls cargo, and tells the
 //! demonstration's story by driving the `cairn` binary and `kubectl` the way a person would. It links none of the
@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod ci;
+mod conformance;
 mod demo;
 mod faults;
 mod machine;
@@ -29,7 +30,7 @@ enum Task {
     Demo(demo::Options),
     /// Install what is missing and pass every test.
     Test(ci::TestOptions),
-    /// The gate: formatting, lints, tidy, licences, then `test`.
+    /// The gate: formatting, lints, tidy, licences, then `test` and `conformance`.
     Ci,
     /// Hold the tree against its own rules: allowed arrows, file headers, words that may not stand in code.
     Tidy,
@@ -39,6 +40,8 @@ enum Task {
     Mutants(mutants::Options),
     /// Let hosts, processes, links and disks fail under clients that check every byte.
     Faults(faults::Options),
+    /// Hold the CSI driver against csi-sanity, the suite of the Kubernetes CSI project.
+    Conformance(conformance::Options),
 }
 
 fn main() -> std::process::ExitCode {
@@ -60,5 +63,6 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Sim(options) => ci::sim(&options),
         Task::Mutants(options) => mutants::run(&options),
         Task::Faults(options) => faults::run(&options),
+        Task::Conformance(options) => conformance::run(&options),
     }
 }
