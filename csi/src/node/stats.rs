@@ -31,10 +31,12 @@ pub(super) fn of(
     let device = if raw { path } else { &mount.source };
     let shown = exports.iter().find(|exported| is_same(device, Path::new(&exported.device)));
     let fault = match shown {
-        Some(exported) if exported.volume == volume.0 => of_export(&exported.state).or_else(|| of_mount(&mount)),
+        Some(exported) if exported.volume == volume.0 => {
+            of_export(&exported.state).or_else(|| of_mount(&mount)).or_else(|| of_path(path))
+        }
         // Somebody else's.
         Some(_) => return Err(elsewhere()),
-        None if can_be_read(device) => return Err(elsewhere()),
+        None if !is_dead(device) => return Err(elsewhere()),
         None => {
             Some("the device is gone, every access fails; delete the pod, so that the volume is attached anew".into())
         }
@@ -81,6 +83,15 @@ fn of_mount(mount: &Mount) -> Option<String> {
     })
 }
 
+/// A filesystem that was shut down does not even show its root.
+fn of_path(path: &Path) -> Option<String> {
+    let error = std::fs::metadata(path).err()?;
+    Some(format!(
+        "the filesystem does not answer ({error}); see the kernel's log, delete the pod, so that the filesystem is \
+         checked when it is mounted next"
+    ))
+}
+
 fn is_device(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
 }
@@ -90,9 +101,9 @@ fn is_same(one: &Path, other: &Path) -> bool {
     number(one).is_some_and(|found| number(other) == Some(found))
 }
 
-/// Asks the device itself, past the page cache. Only for devices that nobody exports: there an answer never waits for
-/// the cluster.
-fn can_be_read(device: &Path) -> bool {
+/// Whether a device is there and cannot be read. It is asked itself, past the page cache. Only for devices that nobody
+/// exports: there an answer never waits for the cluster.
+fn is_dead(device: &Path) -> bool {
     let read = || -> io::Result<()> {
         let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
         let file = OpenOptions::new().read(true).custom_flags(direct).open(device)?;
@@ -102,7 +113,8 @@ fn can_be_read(device: &Path) -> bool {
         let start = room.as_ptr().align_offset(block);
         file.read_exact_at(&mut room[start..start + block], 0)
     };
-    read().is_ok()
+    // What may not be opened says nothing about itself.
+    read().is_err_and(|error| !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied))
 }
 
 /// The size alone: what a raw device's blocks hold is its user's business.
