@@ -5,6 +5,8 @@ use cairn_proto::csi::volume_capability::AccessType;
 use cairn_proto::csi::volume_capability::access_mode::Mode;
 use cairn_types::volume::AttachMode;
 
+use crate::filesystem::Filesystem;
+
 /// A capability that was checked: this driver can honour it.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Capability {
@@ -17,8 +19,8 @@ pub(crate) struct Capability {
 pub(crate) enum Access {
     /// A device node.
     Block,
-    /// An ext4 filesystem, mounted with these options. They may hold secrets.
-    Mount { flags: Vec<String> },
+    /// A filesystem, of this kind if the request names one, mounted with these options. They may hold secrets.
+    Mount { filesystem: Option<Filesystem>, flags: Vec<String> },
 }
 
 /// A capability that cannot be honoured.
@@ -30,10 +32,10 @@ pub(crate) enum CapabilityError {
     NoAccessType,
     #[error("the volume capability has no access mode; use SINGLE_NODE_WRITER (ReadWriteOnce)")]
     NoAccessMode,
-    #[error("the filesystem `{}` is not supported; use ext4", .0.escape_debug())]
+    #[error("the filesystem `{}` is not supported; use ext4 or xfs", .0.escape_debug())]
     Filesystem(String),
     #[error(
-        "an ext4 filesystem cannot be written from several nodes ({0}); use ReadWriteOnce, or volumeMode Block where the application coordinates its writers"
+        "a filesystem cannot be written from several nodes ({0}); use ReadWriteOnce, or volumeMode Block where the application coordinates its writers"
     )]
     SharedFilesystem(&'static str),
     #[error("the access mode MULTI_NODE_SINGLE_WRITER is not supported; use SINGLE_NODE_WRITER (ReadWriteOnce)")]
@@ -49,13 +51,16 @@ impl Capability {
         let mode = given.access_mode.as_ref().map_or(Mode::Unknown, |mode| mode.mode());
         let access = match given.access_type.as_ref().ok_or(CapabilityError::NoAccessType)? {
             AccessType::Block(_) => Access::Block,
-            AccessType::Mount(mount) if !matches!(mount.fs_type.as_str(), "" | "ext4") => {
-                return Err(CapabilityError::Filesystem(mount.fs_type.clone()));
-            }
             AccessType::Mount(mount) if !mount.volume_mount_group.is_empty() => {
                 return Err(CapabilityError::MountGroup);
             }
-            AccessType::Mount(mount) => Access::Mount { flags: mount.mount_flags.clone() },
+            AccessType::Mount(mount) => {
+                let named = match mount.fs_type.as_str() {
+                    "" => None,
+                    name => Some(Filesystem::named(name).ok_or_else(|| CapabilityError::Filesystem(name.to_owned()))?),
+                };
+                Access::Mount { filesystem: named, flags: mount.mount_flags.clone() }
+            }
         };
         match (&access, mode) {
             (_, Mode::Unknown) => Err(CapabilityError::NoAccessMode),
@@ -73,6 +78,14 @@ impl Capability {
             return Err(CapabilityError::Missing);
         }
         given.iter().map(|capability| Self::parse(Some(capability))).collect()
+    }
+
+    /// The smallest volume for it, in bytes.
+    pub(crate) fn least(&self) -> u64 {
+        match self.access {
+            Access::Mount { filesystem, .. } => filesystem.unwrap_or(Filesystem::DEFAULT).least(),
+            Access::Block => Filesystem::DEFAULT.least(),
+        }
     }
 
     /// How the node must hold the volume.
@@ -113,8 +126,9 @@ mod tests {
         assert!(refused(&mount("", Mode::SingleNodeWriter)).is_none());
         assert!(refused(&mount("ext4", Mode::SingleNodeSingleWriter)).is_none());
         assert!(refused(&mount("ext4", Mode::MultiNodeReaderOnly)).is_none());
+        assert!(refused(&mount("xfs", Mode::SingleNodeWriter)).is_none());
         assert!(refused(&block(Mode::MultiNodeMultiWriter)).is_none());
-        assert_eq!(refused(&mount("xfs", Mode::SingleNodeWriter)), Some(CapabilityError::Filesystem("xfs".into())));
+        assert_eq!(refused(&mount("btrfs", Mode::SingleNodeWriter)), Some(CapabilityError::Filesystem("btrfs".into())));
         let shared = refused(&mount("", Mode::MultiNodeMultiWriter)).unwrap().to_string();
         assert!(shared.contains("ReadWriteMany") && shared.contains("use ReadWriteOnce"), "{shared}");
         assert_eq!(refused(&block(Mode::Unknown)), Some(CapabilityError::NoAccessMode));

@@ -5,8 +5,6 @@ use cairn_types::BLOCK_SIZE;
 
 /// Of a volume that nobody gave a size.
 const DEFAULT: u64 = 1 << 30;
-/// The least on which ext4 gets a journal.
-const LEAST: u64 = 8 << 20;
 
 /// A range that no volume can have.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,13 +39,13 @@ impl Bounds {
         Ok(Self { required, limit: (limit != 0).then_some(limit) })
     }
 
-    /// The size of a new volume: whole blocks, as little as is asked for.
-    pub(crate) fn size(self) -> Result<u64, CapacityError> {
+    /// The size of a new volume: whole blocks, as little as is asked for, and no less than its use needs.
+    pub(crate) fn size(self, least: u64) -> Result<u64, CapacityError> {
         let wanted = match self {
             Self { required: 0, limit } => DEFAULT.min(limit.unwrap_or(DEFAULT)) & !u64::from(BLOCK_SIZE - 1),
             Self { required, .. } => required.next_multiple_of(u64::from(BLOCK_SIZE)),
         };
-        let size = wanted.max(LEAST);
+        let size = wanted.max(least);
         match self.limit {
             Some(limit) if size > limit => Err(CapacityError::TooSmall { limit, least: size }),
             _ => Ok(size),
@@ -59,7 +57,7 @@ impl Bounds {
         match self.limit {
             Some(limit) if limit < size => Err(CapacityError::Shrink { size, limit }),
             _ if self.required <= size => Ok(size),
-            _ => self.size(),
+            _ => self.size(size),
         }
     }
 
@@ -73,20 +71,23 @@ impl Bounds {
 mod tests {
     use super::*;
 
+    const LEAST: u64 = 8 << 20;
+
     fn bounds(required: i64, limit: i64) -> Result<Bounds, CapacityError> {
         Bounds::of(Some(&CapacityRange { required_bytes: required, limit_bytes: limit }))
     }
 
     #[test]
     fn sizes_are_whole_blocks_within_the_bounds() {
-        assert_eq!(Bounds::of(None).unwrap().size(), Ok(1 << 30));
-        assert_eq!(bounds(10 << 20, 0).unwrap().size(), Ok(10 << 20));
-        assert_eq!(bounds((10 << 20) + 1, 0).unwrap().size(), Ok((10 << 20) + 4096));
-        assert_eq!(bounds(1, 0).unwrap().size(), Ok(LEAST));
-        assert_eq!(bounds(0, (20 << 20) + 5).unwrap().size(), Ok(20 << 20));
-        let tight = bounds((10 << 20) + 1, (10 << 20) + 2).unwrap().size();
+        assert_eq!(Bounds::of(None).unwrap().size(LEAST), Ok(1 << 30));
+        assert_eq!(bounds(10 << 20, 0).unwrap().size(LEAST), Ok(10 << 20));
+        assert_eq!(bounds((10 << 20) + 1, 0).unwrap().size(LEAST), Ok((10 << 20) + 4096));
+        assert_eq!(bounds(1, 0).unwrap().size(LEAST), Ok(LEAST));
+        assert_eq!(bounds(10 << 20, 0).unwrap().size(300 << 20), Ok(300 << 20));
+        assert_eq!(bounds(0, (20 << 20) + 5).unwrap().size(LEAST), Ok(20 << 20));
+        let tight = bounds((10 << 20) + 1, (10 << 20) + 2).unwrap().size(LEAST);
         assert_eq!(tight, Err(CapacityError::TooSmall { limit: (10 << 20) + 2, least: (10 << 20) + 4096 }));
-        assert_eq!(bounds(1, 4096).unwrap().size(), Err(CapacityError::TooSmall { limit: 4096, least: LEAST }));
+        assert_eq!(bounds(1, 4096).unwrap().size(LEAST), Err(CapacityError::TooSmall { limit: 4096, least: LEAST }));
         assert_eq!(bounds(2, 1), Err(CapacityError::Empty { required: 2, limit: 1 }));
         assert_eq!(bounds(-5, 0), Err(CapacityError::Negative(-5)));
     }

@@ -12,6 +12,7 @@ mod capacity;
 mod controller;
 mod error;
 mod fields;
+mod filesystem;
 mod identity;
 mod node;
 mod parameters;

@@ -11,7 +11,7 @@ use cairn_proto::{csi, meta};
 use csi::controller_client::ControllerClient;
 use csi::identity_client::IdentityClient;
 use csi::volume_capability::access_mode::Mode as Access;
-use support::{Driver, block, mount};
+use support::{Driver, block, filesystem, mount};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -21,6 +21,9 @@ const GIB: i64 = 1 << 30;
 struct Cluster {
     _dir: tempfile::TempDir,
     driver: Driver,
+    client: MetaClient,
+    /// Numbers and incarnations.
+    osds: Vec<(u32, u64)>,
     controller: ControllerClient<Channel>,
     stop: CancellationToken,
     member: tokio::task::JoinHandle<Result<(), cairn_meta::Error>>,
@@ -41,6 +44,7 @@ impl Cluster {
         let member = tokio::spawn(cairn_meta::run(config, stop.clone()));
         let client = MetaClient::new(&[&address]).unwrap();
         let location = Some(meta::Location { host: "node-1".into(), ..meta::Location::default() });
+        let mut osds = Vec::new();
         for number in 0..3u8 {
             let request = meta::RegisterOsdRequest {
                 uuid: vec![number + 1; 16].into(),
@@ -51,7 +55,8 @@ impl Cluster {
                 protocol: 1,
                 ..meta::RegisterOsdRequest::default()
             };
-            client.register_osd(request).await.unwrap();
+            let registered = client.register_osd(request).await.unwrap();
+            osds.push((registered.id, registered.incarnation));
         }
         let pool = meta::Pool {
             name: "default".into(),
@@ -68,7 +73,7 @@ impl Cluster {
         }
         let driver = Driver::start(dir.path(), Mode::Controller, vec![address]).await;
         let controller = ControllerClient::new(driver.channel.clone());
-        Self { _dir: dir, driver, controller, stop, member }
+        Self { _dir: dir, driver, client, osds, controller, stop, member }
     }
 
     async fn create(&self, request: csi::CreateVolumeRequest) -> Result<csi::Volume, Status> {
@@ -93,6 +98,11 @@ impl Cluster {
             ..Default::default()
         };
         self.controller.clone().controller_unpublish_volume(request).await.map(drop)
+    }
+
+    async fn one(&self, volume: &str) -> Result<csi::ControllerGetVolumeResponse, Status> {
+        let request = csi::ControllerGetVolumeRequest { volume_id: volume.into() };
+        self.controller.clone().controller_get_volume(request).await.map(tonic::Response::into_inner)
     }
 
     async fn delete(&self, volume: &str) -> Result<(), Status> {
@@ -154,11 +164,32 @@ async fn a_volume_lives_and_every_call_may_come_twice() {
     let list = csi::ListVolumesRequest { max_entries: 1, ..Default::default() };
     let page = cluster.controller.clone().list_volumes(list).await.unwrap().into_inner();
     assert_eq!(page.entries[0].status.as_ref().unwrap().published_node_ids, ["node-1"]);
+    let listed = page.entries[0].status.clone().unwrap().volume_condition.unwrap();
+    assert!(!listed.abnormal && listed.message.contains("the pool `default` serve I/O"), "{}", listed.message);
+    let one = cluster.one(id).await.unwrap();
+    let status = one.status.unwrap();
+    assert_eq!((one.volume.unwrap(), status.published_node_ids), (volume.clone(), vec!["node-1".to_owned()]));
+    assert_eq!(status.volume_condition, Some(listed));
+    refused(cluster.one("999").await, Code::NotFound, &["999"]);
+    refused(cluster.one("").await, Code::InvalidArgument, &["volume_id"]);
     let list = csi::ListVolumesRequest { max_entries: 1, starting_token: page.next_token };
     let rest = cluster.controller.clone().list_volumes(list).await.unwrap().into_inner();
     assert_eq!((rest.entries.len(), rest.next_token.as_str()), (1, ""));
     let list = csi::ListVolumesRequest { starting_token: "nonsense".into(), ..Default::default() };
     refused(cluster.controller.clone().list_volumes(list).await, Code::Aborted, &["nonsense"]);
+
+    // Two of three OSDs die: fewer copies than a group needs to go on.
+    for (osd, incarnation) in &cluster.osds[1..] {
+        let request = meta::ReportDownRequest {
+            osd: *osd,
+            incarnation: *incarnation,
+            evidence: meta::DownEvidence::Exited.into(),
+            ..Default::default()
+        };
+        assert!(cluster.client.report_down(request).await.unwrap().applied);
+    }
+    let condition = cluster.one(id).await.unwrap().status.unwrap().volume_condition.unwrap();
+    assert!(condition.abnormal && condition.message.contains("serve no I/O"), "{}", condition.message);
 
     for _ in 0..2 {
         cluster.unpublish(id, "node-1").await.unwrap();
@@ -199,6 +230,11 @@ async fn what_cannot_be_is_refused_with_cause_and_remedy() {
         ..wanted("raw", GIB)
     };
     create(raw).await.unwrap();
+    let small = csi::CreateVolumeRequest {
+        volume_capabilities: vec![filesystem("xfs", Access::SingleNodeWriter)],
+        ..wanted("xfs", 1 << 20)
+    };
+    assert_eq!(create(small).await.unwrap().capacity_bytes, 300 << 20, "the least that xfs takes");
     let volume =
         cluster.create(csi::CreateVolumeRequest { name: "good".into(), ..with("replicas", "3") }).await.unwrap();
 

@@ -19,7 +19,7 @@ use cairn_proto::attach::{
 use cairn_proto::csi;
 use csi::node_client::NodeClient;
 use csi::volume_capability::access_mode::Mode as Access;
-use support::{Driver, block, dial, mount};
+use support::{Driver, block, dial, filesystem, mount};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
@@ -129,10 +129,20 @@ impl Machine {
     }
 
     async fn stage(&self, volume: u64, capability: csi::VolumeCapability, mode: &str) -> Result<(), Status> {
+        self.stage_at(volume, "staging", capability, mode).await
+    }
+
+    async fn stage_at(
+        &self,
+        volume: u64,
+        point: &str,
+        capability: csi::VolumeCapability,
+        mode: &str,
+    ) -> Result<(), Status> {
         let request = csi::NodeStageVolumeRequest {
             volume_id: volume.to_string(),
             publish_context: [("attachMode".to_owned(), mode.to_owned())].into(),
-            staging_target_path: self.path("staging").display().to_string(),
+            staging_target_path: self.path(point).display().to_string(),
             volume_capability: Some(capability),
             ..Default::default()
         };
@@ -164,8 +174,19 @@ impl Machine {
         self.node().node_unpublish_volume(request).await.map(drop)
     }
 
+    async fn stats(&self, volume: u64, path: &Path) -> Result<csi::NodeGetVolumeStatsResponse, Status> {
+        let volume_path = path.display().to_string();
+        let request =
+            csi::NodeGetVolumeStatsRequest { volume_id: volume.to_string(), volume_path, ..Default::default() };
+        self.node().node_get_volume_stats(request).await.map(Response::into_inner)
+    }
+
     async fn unstage(&self, volume: u64) -> Result<(), Status> {
-        let staging_target_path = self.path("staging").display().to_string();
+        self.unstage_from(volume, "staging").await
+    }
+
+    async fn unstage_from(&self, volume: u64, point: &str) -> Result<(), Status> {
+        let staging_target_path = self.path(point).display().to_string();
         let request = csi::NodeUnstageVolumeRequest { volume_id: volume.to_string(), staging_target_path };
         self.node().node_unstage_volume(request).await.map(drop)
     }
@@ -234,6 +255,73 @@ async fn a_volume_is_formatted_once_and_keeps_its_data_whoever_restarts() {
     assert!(size.parse::<u64>().unwrap() > 24 << 10, "blocks of 4096 bytes: {size}");
     assert_eq!(std::fs::read_to_string(machine.path("staging/file")).unwrap(), "kept");
     machine.unstage(7).await.unwrap();
+}
+
+/// Of the filesystem at a path, in MiB.
+async fn mib(machine: &Machine, volume: u64, path: &Path) -> i64 {
+    counted(machine.stats(volume, path).await.unwrap()).0[0][0] >> 20
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn xfs_is_made_once_grows_under_its_users_and_is_taken_for_nothing_else() {
+    let machine = Machine::start().await;
+    let xfs = || filesystem("xfs", Access::SingleNodeWriter);
+    let grow = |size: u64| {
+        std::fs::File::options().write(true).open(machine.files.image(7)).unwrap().set_len(size << 20).unwrap();
+    };
+    machine.volume(7, 300 << 20);
+    machine.stage(7, xfs(), "exclusive").await.unwrap();
+    let target = machine.publish(7, "pod/a", xfs(), false).await.unwrap();
+    std::fs::write(target.join("file"), "kept").unwrap();
+    assert!((200..300).contains(&mib(&machine, 7, &target).await), "without its log");
+
+    let read_only = machine.publish(7, "pod/ro", xfs(), true).await.unwrap();
+    for (size, path) in [(400, &target), (500, &read_only)] {
+        grow(size);
+        let volume_path = path.display().to_string();
+        let expand = csi::NodeExpandVolumeRequest { volume_id: "7".into(), volume_path, ..Default::default() };
+        machine.node().node_expand_volume(expand).await.unwrap();
+        let grown = mib(&machine, 7, &target).await;
+        assert!((size as i64 - 100..size as i64).contains(&grown), "{grown} MiB of {size}");
+    }
+    machine.unpublish(7, &read_only).await.unwrap();
+
+    // What a power cut leaves: the journal is not empty, and a filesystem with the same UUID is mounted.
+    sh(&format!(
+        "sync -f {0}; cp --sparse=always {1} {2}",
+        target.display(),
+        machine.files.image(7).display(),
+        machine.files.image(8).display()
+    ))
+    .unwrap();
+    machine.stage_at(8, "other", xfs(), "exclusive").await.unwrap();
+    assert_eq!(std::fs::read_to_string(machine.path("other/file")).unwrap(), "kept");
+    machine.unstage_from(8, "other").await.unwrap();
+
+    machine.unpublish(7, &target).await.unwrap();
+    machine.unstage(7).await.unwrap();
+    sh(&format!("xfs_repair -n -f {}", machine.files.image(7).display())).unwrap();
+    machine.stage(7, xfs(), "exclusive").await.unwrap();
+    let staging = machine.path("staging");
+    assert!(!counted(machine.stats(7, &staging).await.unwrap()).1.abnormal);
+    sh(&format!("xfs_io -x -c shutdown {}", staging.display())).unwrap();
+    let (_, stopped) = counted(machine.stats(7, &staging).await.unwrap());
+    assert!(stopped.abnormal && stopped.message.contains("does not answer"), "{}", stopped.message);
+    machine.unstage(7).await.unwrap();
+    refused(machine.stage(7, ext4(), "exclusive").await, Code::FailedPrecondition, &["holds xfs", "ext4 is asked for"]);
+    machine.unstage(7).await.unwrap();
+    grow(600);
+    machine.stage(7, filesystem("", Access::SingleNodeWriter), "exclusive").await.unwrap();
+    assert!((500..600).contains(&mib(&machine, 7, &machine.path("staging")).await), "grown while it was away");
+    machine.unstage(7).await.unwrap();
+    machine.stage(7, filesystem("xfs", Access::MultiNodeReaderOnly), "read-only").await.unwrap();
+    assert_eq!(std::fs::read_to_string(machine.path("staging/file")).unwrap(), "kept");
+    assert!(std::fs::write(machine.path("staging/file"), "x").is_err(), "read-only");
+    machine.unstage(7).await.unwrap();
+
+    machine.volume(9, 64 << 20);
+    refused(machine.stage(9, xfs(), "exclusive").await, Code::FailedPrecondition, &["xfs wants", "314572800"]);
+    machine.unstage(9).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -317,6 +405,83 @@ async fn a_device_that_is_held_for_a_moment_is_waited_for() {
         release.await.unwrap();
         machine.unstage(7).await.unwrap();
     }
+}
+
+/// Bytes and inodes as (total, used, available), and the condition.
+fn counted(stats: csi::NodeGetVolumeStatsResponse) -> (Vec<[i64; 3]>, csi::VolumeCondition) {
+    let counts = stats.usage.iter().map(|usage| [usage.total, usage.used, usage.available]).collect();
+    (counts, stats.volume_condition.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn use_and_condition_are_those_of_the_volume_at_the_path() {
+    let machine = Machine::start().await;
+    machine.volume(7, 64 << 20);
+    machine.stage(7, ext4(), "exclusive").await.unwrap();
+    let target = machine.publish(7, "pod/a", ext4(), false).await.unwrap();
+    let (before, well) = counted(machine.stats(7, &target).await.unwrap());
+    assert!(!well.abnormal, "{}", well.message);
+    std::fs::write(target.join("file"), vec![1; 8 << 20]).unwrap();
+    rustix::fs::sync();
+    let (after, _) = counted(machine.stats(7, &machine.path("staging")).await.unwrap());
+    let [[total, used, available], [inodes, inodes_used, inodes_free]] = after[..] else { panic!("{after:?}") };
+    assert!(((32 << 20)..=(64 << 20)).contains(&total) && used + available <= total, "{after:?}");
+    assert!(used - before[0][1] >= 8 << 20 && before[0][2] - available >= 8 << 20, "{before:?} {after:?}");
+    assert_eq!((inodes_used - before[1][1], inodes_used + inodes_free), (1, inodes));
+    let read_only = machine.publish(7, "pod/ro", ext4(), true).await.unwrap();
+    assert!(!counted(machine.stats(7, &read_only).await.unwrap()).1.abnormal, "published read-only is as asked for");
+
+    // Nothing there, another volume there, no such volume.
+    for (volume, path) in [(7, machine.path("pod/none")), (8, target.clone()), (8, machine.path("staging"))] {
+        refused(machine.stats(volume, &path).await, Code::NotFound, &["not published at", &path.display().to_string()]);
+    }
+    refused(machine.stats(7, Path::new("")).await, Code::InvalidArgument, &["volume_path"]);
+
+    let set = |state: &str| machine.files.exports.lock().unwrap().get_mut(&7).unwrap().state = state.into();
+    set("fenced");
+    let (_, fenced) = counted(machine.stats(7, &target).await.unwrap());
+    assert!(fenced.abnormal && fenced.message.contains("another node"), "{}", fenced.message);
+    set("serving");
+
+    machine.volume(8, 32 << 20);
+    let raw = || block(Access::SingleNodeWriter);
+    machine.stage(8, raw(), "exclusive").await.unwrap();
+    let shown = machine.publish(8, "pod/raw", raw(), false).await.unwrap();
+    let (size, well) = counted(machine.stats(8, &shown).await.unwrap());
+    assert_eq!(size, [[32 << 20, 0, 0]]);
+    assert!(!well.abnormal, "{}", well.message);
+    refused(machine.stats(7, &shown).await, Code::NotFound, &["not published at"]);
+    machine.unpublish(8, &shown).await.unwrap();
+    machine.unstage(8).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filesystem_that_an_error_stopped_and_a_device_that_is_gone_are_abnormal() {
+    let machine = Machine::start().await;
+    machine.volume(7, 64 << 20);
+    let flags = vec!["errors=remount-ro".to_owned()];
+    let mount = csi::volume_capability::MountVolume { mount_flags: flags, ..Default::default() };
+    let strict =
+        csi::VolumeCapability { access_type: Some(csi::volume_capability::AccessType::Mount(mount)), ..ext4() };
+    machine.stage(7, strict, "exclusive").await.unwrap();
+    let target = machine.publish(7, "pod/a", ext4(), false).await.unwrap();
+    let device = machine.files.exports.lock().unwrap()[&7].device.clone();
+    let name = device.trim_start_matches("/dev/");
+    sh(&format!("echo planted > /sys/fs/ext4/{name}/trigger_fs_error")).unwrap();
+    assert!(std::fs::write(target.join("file"), "x").is_err(), "it takes no writes any more");
+    let (counts, stopped) = counted(machine.stats(7, &target).await.unwrap());
+    assert!(stopped.abnormal && stopped.message.contains("takes no more writes"), "{}", stopped.message);
+    assert_eq!(counts.len(), 2);
+
+    // Exported no more, and nothing behind it any more.
+    machine.files.exports.lock().unwrap().remove(&7);
+    refused(machine.stats(7, &target).await, Code::NotFound, &["not published at"]);
+    std::fs::File::options().write(true).open(machine.files.image(7)).unwrap().set_len(0).unwrap();
+    let (_, gone) = counted(machine.stats(7, &target).await.unwrap());
+    assert!(gone.abnormal && gone.message.contains("the device is gone"), "{}", gone.message);
+    machine.unpublish(7, &target).await.unwrap();
+    machine.unstage(7).await.unwrap();
+    sh(&format!("losetup -d {device}")).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

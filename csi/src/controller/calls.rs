@@ -25,14 +25,15 @@ pub(super) struct Calls {
 impl Calls {
     pub(super) async fn create_volume(&self, request: csi::CreateVolumeRequest) -> Outcome<csi::CreateVolumeResponse> {
         let name = checked_name(&request.name)?;
-        Capability::parse_all(&request.volume_capabilities)?;
+        let capabilities = Capability::parse_all(&request.volume_capabilities)?;
         let wanted = Parameters::parse(&request.parameters)?;
         Parameters::refuse_mutable(&request.mutable_parameters)?;
         if request.volume_content_source.is_some() {
             return Err(CsiError::Unsupported("this version cannot make a volume from a snapshot or another volume"));
         }
         let bounds = Bounds::of(request.capacity_range.as_ref())?;
-        let size = bounds.size()?;
+        let least = capabilities.iter().map(Capability::least).max().unwrap_or_default();
+        let size = bounds.size(least)?;
         let _turn = self.turns.take(name).await;
         let pool = self.pool(&wanted).await?;
         let labels = wanted.labels.into_iter().collect();

@@ -15,6 +15,7 @@ use super::{NodeError, format, stats};
 use crate::capability::{Access, Capability};
 use crate::error::CsiError;
 use crate::fields::{ATTACH_MODE, known, number, present};
+use crate::filesystem::Filesystem;
 use crate::turns::Turns;
 
 type Outcome<T> = Result<T, CsiError>;
@@ -36,9 +37,9 @@ impl Calls {
         let _turn = self.turns.take(text).await;
         let exported = self.attach.export(volume, mode, &self.request_id).await?;
         let device = device_of(&exported)?;
-        if let Access::Mount { flags } = capability.access {
-            let read_only = mode == AttachMode::ReadOnly;
-            blocking(move || stage_ext4(&device, exported.size, &point, &flags, read_only)).await?;
+        if let Access::Mount { filesystem, flags } = capability.access {
+            let wish = Wish { filesystem, flags, read_only: mode == AttachMode::ReadOnly };
+            blocking(move || stage_filesystem(&device, exported.size, &point, &wish)).await?;
         }
         Ok(csi::NodeStageVolumeResponse {})
     }
@@ -71,7 +72,7 @@ impl Calls {
         let _turn = self.turns.take(text).await;
         match capability.access {
             Access::Mount { .. } => {
-                blocking(move || publish_ext4(&staged, &target, read_only, single)).await?;
+                blocking(move || publish_filesystem(&staged, &target, read_only, single)).await?;
             }
             Access::Block => {
                 let exported = self.attach.find(volume).await?.ok_or(NodeError::NotStaged(staged))?;
@@ -123,7 +124,7 @@ impl Calls {
         let exported = self.attach.refresh(volume, &self.request_id).await?;
         let (device, size) = (device_of(&exported)?, exported.size);
         blocking(move || match mounts::at(&path).map_err(NodeError::system("reading the mount table", &path))? {
-            Some(mount) if mount.filesystem == "ext4" => grow_mounted(&device, size),
+            Some(mount) if Filesystem::named(&mount.filesystem).is_some() => grow_mounted(&device, size, &mount),
             _ => Ok(()),
         })
         .await?;
@@ -149,12 +150,20 @@ fn device_of(exported: &Exported) -> Result<PathBuf, NodeError> {
     Ok(PathBuf::from(&exported.device))
 }
 
-fn stage_ext4(device: &Path, size: u64, point: &Path, flags: &[String], read_only: bool) -> Result<(), NodeError> {
+/// How a filesystem is to be mounted.
+struct Wish {
+    /// None: whatever there is, and the default where there is nothing.
+    filesystem: Option<Filesystem>,
+    flags: Vec<String>,
+    read_only: bool,
+}
+
+fn stage_filesystem(device: &Path, size: u64, point: &Path, wish: &Wish) -> Result<(), NodeError> {
     std::fs::create_dir_all(point).map_err(NodeError::system("making the staging path", point))?;
     let table = |path| NodeError::system("reading the mount table", path);
     if let Some(mount) = mounts::at(point).map_err(table(point))? {
         if mount.source == device {
-            return same_access(&mount, read_only);
+            return same_access(&mount, wish.read_only);
         }
         if !mount.source.starts_with("/dev") {
             return Err(occupied(&mount));
@@ -163,29 +172,61 @@ fn stage_ext4(device: &Path, size: u64, point: &Path, flags: &[String], read_onl
         tracing::warn!(stale = %mount.source.display(), point = %point.display(), "taking a dead filesystem away");
         mounts::detach(point).map_err(NodeError::system("unmounting a dead filesystem", point))?;
     }
-    let mounted = mounts::table().map_err(table(point))?.iter().any(|mount| mount.source == device);
-    match probe(device)? {
-        Found::Foreign { what } => return Err(format::foreign(device, &what)),
-        Found::Empty | Found::Unfinished if read_only => return Err(NodeError::NothingToRead),
-        Found::Empty | Found::Unfinished => {
-            tracing::info!(device = %device.display(), size, "formatting an empty volume");
-            format::format(device)?;
-        }
-        // Mounted at another path already: in use, so neither checked nor grown.
-        Found::Ext4 { .. } if read_only || mounted => {}
-        Found::Ext4 { bytes } if bytes.next_multiple_of(4096) < size => {
-            tracing::info!(device = %device.display(), bytes, size, "growing the filesystem");
-            format::check(device, true)?;
-            format::grow(device)?;
-        }
-        Found::Ext4 { .. } => format::check(device, false)?,
+    // Mounted at another path already: in use, so neither checked nor grown.
+    let in_use = mounts::table().map_err(table(point))?.iter().any(|mount| mount.source == device);
+    let (kind, bytes) = prepare(device, size, wish, in_use)?;
+    mounts::mount(device, point, kind, &wish.flags, wish.read_only)
+        .map_err(|error| not_mounted(kind, device, error))?;
+    if kind == Filesystem::Xfs && bytes < size && !wish.read_only && !in_use {
+        tracing::info!(device = %device.display(), bytes, size, "growing the filesystem");
+        return format::grow_xfs(point).inspect_err(|_| {
+            // Staged is only what has its size: the next call shall try again.
+            drop(mounts::unmount_all(point));
+        });
     }
-    mounts::mount_ext4(device, point, flags, read_only).map_err(NodeError::system("mounting the volume", point))
+    Ok(())
 }
 
-fn publish_ext4(staged: &Path, target: &Path, read_only: bool, single: bool) -> Result<(), NodeError> {
+/// A filesystem that can be mounted: made where there is nothing, checked where it must be before, and grown where it
+/// must not be mounted for that. Returns which it is, and the bytes that it has.
+fn prepare(device: &Path, size: u64, wish: &Wish, in_use: bool) -> Result<(Filesystem, u64), NodeError> {
+    let (kind, bytes) = match probe(device)? {
+        Found::Foreign { what } => return Err(format::foreign(device, &what)),
+        Found::Empty | Found::Unfinished if wish.read_only => return Err(NodeError::NothingToRead),
+        Found::Empty | Found::Unfinished => {
+            let kind = wish.filesystem.unwrap_or(Filesystem::DEFAULT);
+            tracing::info!(device = %device.display(), size, %kind, "formatting an empty volume");
+            format::format(device, kind)?;
+            return Ok((kind, size));
+        }
+        Found::Filesystem { kind, bytes } => (kind, bytes.next_multiple_of(4096)),
+    };
+    if let Some(asked) = wish.filesystem.filter(|asked| *asked != kind) {
+        return Err(NodeError::OtherFilesystem { device: device.to_owned(), has: kind, asked });
+    }
+    if kind == Filesystem::Ext4 && !wish.read_only && !in_use {
+        format::check(device, bytes < size)?;
+        if bytes < size {
+            tracing::info!(device = %device.display(), bytes, size, "growing the filesystem");
+            format::grow(device)?;
+        }
+    }
+    Ok((kind, bytes))
+}
+
+/// xfs replays its journal and checks itself when it is mounted; it has no check before.
+fn not_mounted(kind: Filesystem, device: &Path, error: std::io::Error) -> NodeError {
+    let damage = [rustix::io::Errno::UCLEAN, rustix::io::Errno::BADMSG].map(|damage| Some(damage.raw_os_error()));
+    if kind == Filesystem::Xfs && damage.contains(&error.raw_os_error()) {
+        return NodeError::Damaged { device: device.to_owned(), tool: "xfs_repair", report: error.to_string() };
+    }
+    NodeError::system("mounting the volume", device)(error)
+}
+
+fn publish_filesystem(staged: &Path, target: &Path, read_only: bool, single: bool) -> Result<(), NodeError> {
     let table = |path| NodeError::system("reading the mount table", path);
-    let source = mounts::at(staged).map_err(table(staged))?.filter(|mount| mount.filesystem == "ext4");
+    let source =
+        mounts::at(staged).map_err(table(staged))?.filter(|mount| Filesystem::named(&mount.filesystem).is_some());
     let source = source.ok_or_else(|| NodeError::NotStaged(staged.to_owned()))?;
     if let Some(mount) = mounts::at(target).map_err(table(target))? {
         if mount.source == source.source {
@@ -227,12 +268,18 @@ fn publish_device(device: &Path, target: &Path, single: bool) -> Result<(), Node
     mounts::bind(device, target, false).map_err(NodeError::system("mounting at the target path", target))
 }
 
-fn grow_mounted(device: &Path, size: u64) -> Result<(), NodeError> {
+fn grow_mounted(device: &Path, size: u64, mount: &Mount) -> Result<(), NodeError> {
     match probe(device)? {
-        Found::Ext4 { bytes } if bytes.next_multiple_of(4096) >= size => Ok(()),
-        Found::Ext4 { .. } if !super::grows_mounted() => Err(NodeError::CannotGrow),
-        Found::Ext4 { .. } => format::grow(device),
-        _ => Err(format::foreign(device, "something else than the mounted ext4 filesystem")),
+        Found::Filesystem { bytes, .. } if bytes.next_multiple_of(4096) >= size => Ok(()),
+        Found::Filesystem { kind: Filesystem::Ext4, .. } if !super::grows_mounted() => Err(NodeError::CannotGrow),
+        Found::Filesystem { kind: Filesystem::Ext4, .. } => format::grow(device),
+        Found::Filesystem { kind: Filesystem::Xfs, .. } => {
+            // Where it is published read-only it cannot grow, where it is staged it can.
+            let all = mounts::table().map_err(NodeError::system("reading the mount table", &mount.point))?;
+            let writable = all.into_iter().find(|found| found.source == device && !found.read_only);
+            format::grow_xfs(&writable.as_ref().unwrap_or(mount).point)
+        }
+        _ => Err(format::foreign(device, "something else than the mounted filesystem")),
     }
 }
 

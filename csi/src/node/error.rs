@@ -7,6 +7,7 @@ use cairn_types::VolumeId;
 use tonic::Code;
 
 use super::probe::ProbeError;
+use crate::filesystem::Filesystem;
 
 /// Why a volume could not be staged, published, or the reverse.
 #[derive(Debug, thiserror::Error)]
@@ -26,14 +27,21 @@ pub(crate) enum NodeError {
     Probe(ProbeError),
     #[error("{} holds {what}; it was not formatted; use another volume, or wipe this one by hand", device.display())]
     Foreign { device: PathBuf, what: String },
+    #[error("{kind} wants at least {} bytes, and the volume has {size}; grow it, or use a smaller filesystem", kind.least())]
+    TooSmall { kind: Filesystem, size: u64 },
     #[error("the volume is to be used read-only and holds no filesystem yet; write to it first")]
     NothingToRead,
-    #[error("the filesystem on {} is damaged and needs a decision; run e2fsck on it by hand ({report})", device.display())]
-    Damaged { device: PathBuf, report: String },
+    #[error("the filesystem on {} is damaged and needs a decision; run {tool} on it by hand ({report})", device.display())]
+    Damaged { device: PathBuf, tool: &'static str, report: String },
+    #[error(
+        "{} holds {has}, and {asked} is asked for; ask for {has} (`csi.storage.k8s.io/fstype` of the StorageClass), or \
+         use another volume", device.display()
+    )]
+    OtherFilesystem { device: PathBuf, has: Filesystem, asked: Filesystem },
     #[error("`{tool}` failed: {output}")]
     Tool { tool: String, output: String },
-    #[error("`{tool}` is not on this machine; install the package e2fsprogs")]
-    NoTool { tool: String },
+    #[error("`{tool}` is not on this machine; install the package {package}")]
+    NoTool { tool: String, package: &'static str },
     #[error("the volume is not staged at {}; call NodeStageVolume first", .0.display())]
     NotStaged(PathBuf),
     #[error("{volume} is not published at {}; call NodePublishVolume first", path.display())]
@@ -74,6 +82,8 @@ impl NodeError {
             Self::Foreign { .. }
             | Self::NothingToRead
             | Self::Damaged { .. }
+            | Self::OtherFilesystem { .. }
+            | Self::TooSmall { .. }
             | Self::NoTool { .. }
             | Self::NotADevice(_)
             | Self::AttachMode(_)

@@ -1,4 +1,4 @@
-//! The node half: devices from `attach`, ext4 on them, and mounts. Holds nothing itself: what is staged and published
+//! The node half: devices from `attach`, filesystems on them, and mounts. Holds nothing itself: what is staged and published
 //! is read from the kernel's mount table each time, so that a restart forgets nothing.
 
 mod attach;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use crate::filesystem::Filesystem;
+
 /// One line of this process's mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mount {
@@ -64,17 +66,29 @@ fn plain(field: &str) -> String {
     codes.iter().fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }
 
-/// Mounts an ext4 filesystem. Options that the kernel has flags for become flags, the others are ext4's own.
-pub(super) fn mount_ext4(device: &Path, point: &Path, options: &[String], read_only: bool) -> io::Result<()> {
-    let (mut flags, own) = split(options);
-    let mut own = own;
+/// Mounts a filesystem. Options that the kernel has flags for become flags, the others are the filesystem's own.
+pub(super) fn mount(
+    device: &Path,
+    point: &Path,
+    kind: Filesystem,
+    options: &[String],
+    read_only: bool,
+) -> io::Result<()> {
+    let (mut flags, mut own) = split(options);
     if read_only {
         flags |= MountFlags::RDONLY;
         // A journal cannot be replayed onto a device that takes no writes.
-        own.push("noload");
+        own.push(match kind {
+            Filesystem::Ext4 => "noload",
+            Filesystem::Xfs => "norecovery",
+        });
+    }
+    if kind == Filesystem::Xfs {
+        // A dead mount of the same volume, which somebody holds open, has the same UUID.
+        own.push("nouuid");
     }
     let own = CString::new(own.join(",")).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    patiently(|| rustix::mount::mount(device, point, "ext4", flags, own.as_c_str()).map_err(Into::into))
+    patiently(|| rustix::mount::mount(device, point, kind.as_str(), flags, own.as_c_str()).map_err(Into::into))
 }
 
 /// Tries again for a while what finds a device busy: a program that another call is about to start holds, until it

@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::filesystem::Filesystem;
+
 /// Signatures stand within this many bytes of either end: ext4, xfs, btrfs, swap, LVM, LUKS, MBR, GPT and md in the
 /// first, backup GPT and old md in the last; ZFS labels in both.
 const AREA: u64 = 1 << 20;
@@ -24,8 +26,8 @@ pub(super) enum Found {
     Empty,
     /// A format that was interrupted: it may be formatted.
     Unfinished,
-    /// ext2, ext3 or ext4, of so many bytes.
-    Ext4 { bytes: u64 },
+    /// One that can be mounted, of so many bytes. ext2 and ext3 count as ext4.
+    Filesystem { kind: Filesystem, bytes: u64 },
     /// Something else.
     Foreign { what: String },
 }
@@ -68,7 +70,10 @@ fn judge(head: &[u8], start: u64, tail: &[u8]) -> Found {
         return foreign("an unfinished filesystem made by another version of this driver");
     }
     if let Some(bytes) = ext4_bytes(head) {
-        return Found::Ext4 { bytes };
+        return Found::Filesystem { kind: Filesystem::Ext4, bytes };
+    }
+    if let Some(bytes) = xfs_bytes(head) {
+        return Found::Filesystem { kind: Filesystem::Xfs, bytes };
     }
     if let Some(name) = known(head) {
         return foreign(name);
@@ -96,10 +101,23 @@ fn ext4_bytes(head: &[u8]) -> Option<u64> {
     blocks.checked_mul(1024u64.checked_shl(u32_at(24)).filter(|size| *size <= 65536)?)
 }
 
+/// The size of an xfs filesystem, by its superblock (XFS Algorithms & Data Structures, "Superblocks"): all numbers are
+/// big-endian. One that its own mkfs did not finish (`sb_inprogress`) is none.
+fn xfs_bytes(head: &[u8]) -> Option<u64> {
+    let superblock = head.get(..512)?;
+    if !superblock.starts_with(b"XFSB") || superblock[126] != 0 {
+        return None;
+    }
+    let block = u32::from_be_bytes(superblock[4..8].try_into().expect("four bytes"));
+    let blocks = u64::from_be_bytes(superblock[8..16].try_into().expect("eight bytes"));
+    let sane = block.is_power_of_two() && (512..=65536).contains(&block) && blocks != 0;
+    blocks.checked_mul(u64::from(block)).filter(|_| sane)
+}
+
 /// Others, by the signature at their place.
 fn known(head: &[u8]) -> Option<&'static str> {
     let signatures: [(usize, &[u8], &str); 10] = [
-        (0, b"XFSB", "an xfs filesystem"),
+        (0, b"XFSB", "an unfinished or broken xfs filesystem"),
         (0x10040, b"_BHRfS_M", "a btrfs filesystem"),
         (0, b"LUKS\xba\xbe", "an encrypted (LUKS) volume"),
         (4086, b"SWAPSPACE2", "swap space"),
@@ -149,7 +167,10 @@ mod tests {
             Found::Foreign { what } => what,
             other => panic!("{other:?}"),
         };
-        assert_eq!(what(&[(0, b"XFSB")]), "an xfs filesystem");
+        let xfs = b"XFSB\x00\x00\x10\x00\x00\x00\x00\x00\x00\x00\x08\x00";
+        assert_eq!(found(&[(0, xfs)]), Found::Filesystem { kind: Filesystem::Xfs, bytes: 8 << 20 });
+        assert_eq!(what(&[(0, xfs), (126, &[1])]), "an unfinished or broken xfs filesystem");
+        assert_eq!(what(&[(0, b"XFSB")]), "an unfinished or broken xfs filesystem");
         assert_eq!(what(&[(0x10040, b"_BHRfS_M")]), "a btrfs filesystem");
         assert_eq!(what(&[(510, b"\x55\xaa"), (512, b"EFI PART")]), "a partition table (GPT)");
     }

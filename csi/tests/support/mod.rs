@@ -58,7 +58,11 @@ pub(crate) async fn dial(path: PathBuf) -> Channel {
 }
 
 pub(crate) fn mount(mode: Access) -> csi::VolumeCapability {
-    let mount = MountVolume { fs_type: "ext4".into(), ..MountVolume::default() };
+    filesystem("ext4", mode)
+}
+
+pub(crate) fn filesystem(fs_type: &str, mode: Access) -> csi::VolumeCapability {
+    let mount = MountVolume { fs_type: fs_type.into(), ..MountVolume::default() };
     csi::VolumeCapability {
         access_type: Some(AccessType::Mount(mount)),
         access_mode: Some(AccessMode { mode: mode.into() }),
