@@ -57,7 +57,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     machine::prepare(Need::Run)?;
     machine::check_host()?;
     let suite = match &options.csi_sanity {
-        Some(path) => std::path::absolute(path).context("the path of csi-sanity cannot be resolved")?,
+        Some(path) => std::fs::canonicalize(path).with_context(|| {
+            format!("there is no csi-sanity at {}; leave --csi-sanity out to have it built", path.display())
+        })?,
         None => installed()?,
     };
     cairn_tests::run(&mut cargo(&["build", "--package", "cairn", "--locked"]))?;
