@@ -54,19 +54,34 @@ const KINDS: [(&str, &str); 2] = [("mount", "filesystems"), ("block", "raw devic
 
 /// Installs the suite, brings a cluster up, runs the suite over it and takes everything away.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    machine::prepare(Need::Run)?;
-    machine::check_host()?;
     let suite = match &options.csi_sanity {
         Some(path) => std::fs::canonicalize(path).with_context(|| {
             format!("there is no csi-sanity at {}; leave --csi-sanity out to have it built", path.display())
         })?,
         None => installed()?,
     };
+    with(&suite)
+}
+
+/// The same in the gate, where a machine without a new Go or a Go module proxy is no fault of the driver: said, not failed.
+pub(crate) fn run_where_possible() -> Result<()> {
+    match installed() {
+        Ok(suite) => with(&suite),
+        Err(why) => {
+            println!("csi-sanity is not to be had here, so the driver was NOT held against it: {why:#}");
+            Ok(())
+        }
+    }
+}
+
+fn with(suite: &Path) -> Result<()> {
+    machine::prepare(Need::Run)?;
+    machine::check_host()?;
     cairn_tests::run(&mut cargo(&["build", "--package", "cairn", "--locked"]))?;
     let mut cluster = Cluster::up(UpOptions { storage_only: true, ..UpOptions::default() })?;
     let mut results = Vec::new();
     for (kind, shown) in KINDS {
-        results.push((shown, against(&cluster, &suite, kind)?));
+        results.push((shown, against(&cluster, suite, kind)?));
     }
     print(&results);
     cluster.reset()?;
