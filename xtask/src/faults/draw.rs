@@ -264,10 +264,12 @@ fn cut(hosts: &Hosts, rng: &mut Rng, host: usize, cut: Cut, other: Option<usize>
 fn ill(hosts: &Hosts, host: usize, how: &str, hold_ms: u64) -> Result<Injected> {
     let file = hosts.disk_faults(host);
     let tally = file.with_extension("happened");
-    let so_far = move || std::fs::read_to_string(&tally).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-    let before = so_far();
+    let counted = tally.clone();
+    let so_far = move || std::fs::read_to_string(&counted).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    // An earlier life of the OSD may have counted further than this one does.
+    let _ = std::fs::remove_file(&tally);
     std::fs::write(&file, how).context("cannot write the disk's faults")?;
-    let proof: Deed = Box::new(move |_| match so_far() > before {
+    let proof: Deed = Box::new(move |_| match so_far() > 0 {
         true => Ok(()),
         false => bail!("the disk never failed"),
     });
