@@ -205,6 +205,7 @@ fn pgs_inactive(map: &ClusterMap) -> Option<HealthCheck> {
             let (up, missing): (Vec<OsdId>, Vec<OsdId>) = pg.isr.iter().partition(|osd| is_up(map, **osd));
             let named = |osds: &[OsdId]| osds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             details.push(match (up.as_slice(), missing.as_slice()) {
+                ([], []) => format!("{id} has 0 of {} members it needs", pool.min_size),
                 (up, []) => {
                     let (has, needs, alone) = (pg.isr.len(), pool.min_size, named(up));
                     let filled = "until others are filled";
