@@ -26,6 +26,8 @@ pub(crate) enum CsiError {
     Pool(#[from] PoolError),
     #[error("there is no volume with id `{}`", .0.escape_debug())]
     NoVolume(String),
+    #[error("there is no snapshot with id `{}`", .0.escape_debug())]
+    NoSnapshot(String),
     #[error("there is a volume `{name}` already, and {differs}; choose another name, or ask for the same")]
     Taken { name: String, differs: String },
     #[error("`{}` is not a page token of this driver; start again without one", .0.escape_debug())]
@@ -51,7 +53,7 @@ impl CsiError {
             Self::Capacity(_) => Code::OutOfRange,
             Self::Pool(PoolError::NoPools | PoolError::Ambiguous { .. }) => Code::FailedPrecondition,
             Self::Pool(_) => Code::InvalidArgument,
-            Self::NoVolume(_) => Code::NotFound,
+            Self::NoVolume(_) | Self::NoSnapshot(_) => Code::NotFound,
             Self::Taken { .. } => Code::AlreadyExists,
             Self::PageToken(_) => Code::Aborted,
             Self::Unsupported(_) => Code::Unimplemented,

@@ -20,6 +20,11 @@ pub(crate) fn present<'a>(field: &'static str, text: &'a str) -> Result<&'a str,
     if text.is_empty() { Err(CsiError::Missing(field)) } else { Ok(text) }
 }
 
+/// A snapshot's number, likewise.
+pub(crate) fn counted(text: &str) -> Option<u64> {
+    number(text).map(|VolumeId(number)| number)
+}
+
 /// A volume's number. Ids are what we gave out: decimal, without a sign or leading zeros.
 pub(crate) fn number(text: &str) -> Option<VolumeId> {
     let number = text.parse::<u64>().ok()?;

@@ -33,6 +33,8 @@ pub(crate) enum ParameterError {
     FailureDomain(#[from] UnknownFailureDomain),
     #[error("the StorageClass parameter `pool` is empty; name a pool, or leave it out")]
     EmptyPool,
+    #[error("the VolumeSnapshotClass parameter `{}` is unknown; there are none", .0.escape_debug())]
+    Snapshot(String),
     #[error("the mutable parameter `{}` is not supported; leave the VolumeAttributesClass out", .0.escape_debug())]
     Mutable(String),
 }
@@ -57,6 +59,17 @@ impl Parameters {
             }
         }
         Ok(parsed)
+    }
+
+    /// Whether nothing is said about where the volume is to lie.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.pool.is_none() && self.replicas.is_none() && self.failure_domain.is_none()
+    }
+
+    /// A VolumeSnapshotClass has no parameters of ours.
+    pub(crate) fn check_snapshot(given: &HashMap<String, String>) -> Result<(), ParameterError> {
+        let unknown = given.keys().filter(|name| !name.starts_with(KUBERNETES)).min();
+        unknown.map_or(Ok(()), |name| Err(ParameterError::Snapshot(name.clone())))
     }
 
     /// Parameters that could be changed later: there are none.

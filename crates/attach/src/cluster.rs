@@ -59,7 +59,7 @@ impl VolumeSource for Cluster {
             volume = %want.volume, generation = %holding.generation, session = %holding.session, epoch = %holding.epoch,
             "attached"
         );
-        let opened = Volume::open(&holding, self.maps.clone(), Options::default());
+        let opened = Volume::open(&holding, self.maps.clone(), Some(self.meta.clone()), Options::default());
         let device = Arc::new(ClusterDevice { id: want.volume, volume: opened, meta: self.meta.clone() });
         Ok(Held { name: volume.name, generation: holding.generation, device })
     }
@@ -126,7 +126,7 @@ fn io_error(error: VolumeError) -> IoError {
         VolumeError::Io(error) => match error {
             cairn_client::IoError::OutOfRange { .. } | cairn_client::IoError::TooLong { .. } => IoError::OutOfRange,
             cairn_client::IoError::ReadOnly => IoError::ReadOnly,
-            cairn_client::IoError::Fenced => IoError::Fenced,
+            cairn_client::IoError::Fenced | cairn_client::IoError::NoSnapshot => IoError::Fenced,
             cairn_client::IoError::Corrupt => IoError::Corrupt,
             cairn_client::IoError::BadAnswer(_) => IoError::Protocol,
         },

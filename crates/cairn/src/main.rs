@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::admin::{HealthVerb, MetaVerb, NodeVerb, OsdVerb, PgVerb, PoolVerb, Target, VolumeVerb};
+use crate::admin::{HealthVerb, MetaVerb, NodeVerb, OsdVerb, PgVerb, PoolVerb, SnapshotVerb, Target, VolumeVerb};
 use crate::failure::Outcome;
 
 /// Where a cluster lives when nothing else is said.
@@ -68,6 +68,13 @@ enum Verb {
     Volume {
         #[command(subcommand)]
         verb: VolumeVerb,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Snapshots of volumes: create, ls, info, rm.
+    Snapshot {
+        #[command(subcommand)]
+        verb: SnapshotVerb,
         #[command(flatten)]
         target: Target,
     },
@@ -156,6 +163,7 @@ async fn command(verb: Verb) -> Outcome {
         Verb::Status { target } => admin::status(&target).await,
         Verb::Health { verb, target } => admin::health(verb, &target).await,
         Verb::Volume { verb, target } => admin::volume(verb, &target).await,
+        Verb::Snapshot { verb, target } => admin::snapshot(verb, &target).await,
         Verb::Pool { verb, target } => admin::pool(verb, &target).await,
         Verb::Pg { verb, target } => admin::pg(verb, &target).await,
         Verb::Node { verb, target } => admin::node(verb, &target).await,

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn_types::io::{ClientOp, ClientReply, ClientRequest, Refusal, ReplyBody};
-use cairn_types::map::ClusterMap;
-use cairn_types::{Incarnation, OsdId, TraceId};
+use cairn_types::io::{BlockState, ClientOp, ClientReply, ClientRequest, ReadData, Refusal, ReplyBody};
+use cairn_types::map::{ClusterMap, SnapPhase};
+use cairn_types::{BLOCK_SIZE, Incarnation, ObjectId, OsdId, SnapId, TraceId};
 
 use crate::op::{BadAnswer, Config, IoError, Op, OpId};
 use crate::order::{Access, Order};
+use crate::planted::{Bug, planted};
 use crate::request::{Requests, State, Unusable, verify};
 use crate::running::{Running, Step};
 
@@ -41,6 +42,12 @@ pub enum Output {
         /// What.
         request: ClientRequest,
     },
+    /// Everything that was acknowledged so far is in this snapshot, and nothing that comes will be: tell the metadata
+    /// service.
+    Drained {
+        /// The snapshot.
+        snapshot: SnapId,
+    },
     /// An operation has ended: with its bytes if it was a read, otherwise with none.
     Done {
         /// Which.
@@ -60,10 +67,22 @@ struct LinkState {
     heard_at: Option<Duration>,
 }
 
+/// A snapshot is being taken: writes are held back until those before them are done.
+#[derive(Clone, Copy, Debug)]
+struct Barrier {
+    snapshot: SnapId,
+    until: Duration,
+}
+
 /// One volume, one session.
 #[derive(Debug)]
 pub struct Core {
     config: Config,
+    /// What writes carry: the newest snapshot that they are not in.
+    context: SnapId,
+    barrier: Option<Barrier>,
+    /// A snapshot that came too late to be taken.
+    given_up: SnapId,
     size: u64,
     map: Option<Arc<ClusterMap>>,
     links: BTreeMap<OsdId, LinkState>,
@@ -86,10 +105,13 @@ impl Core {
     /// When size or object size are not what [`Config`] says they are.
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
-        assert!(config.object_size.is_power_of_two() && config.object_size >= cairn_types::BLOCK_SIZE);
-        assert!(config.size.is_multiple_of(u64::from(cairn_types::BLOCK_SIZE)));
+        assert!(config.object_size.is_power_of_two() && config.object_size >= BLOCK_SIZE);
+        assert!(config.size.is_multiple_of(u64::from(BLOCK_SIZE)));
         Self {
             size: config.size,
+            context: config.snap_context,
+            barrier: None,
+            given_up: SnapId(0),
             config,
             map: None,
             links: BTreeMap::new(),
@@ -165,17 +187,51 @@ impl Core {
         if self.fatal.is_some() || self.map.as_ref().is_some_and(|known| map.epoch <= known.epoch) {
             return;
         }
-        let fence = map.volumes.get(&self.config.volume);
-        let valid = fence.is_some_and(|fence| fence.generations.contains(&self.config.generation) && !fence.purging);
+        let view = self.config.view;
+        let fence = map.volumes.get(&self.config.volume).filter(|fence| !fence.purging);
+        let valid = match view {
+            SnapId::HEAD => fence.is_some_and(|fence| fence.generations.contains(&self.config.generation)),
+            snapshot => fence.is_some_and(|fence| fence.snapshots.get(&snapshot) == Some(&SnapPhase::Ready)),
+        };
         if !valid && map.epoch >= self.config.min_epoch {
-            self.fail_session(IoError::Fenced);
+            self.fail_session(if view == SnapId::HEAD { IoError::Fenced } else { IoError::NoSnapshot });
             return;
         }
+        let taken = fence.into_iter().flat_map(|fence| fence.snapshots.iter().rev());
+        let taken = taken.into_iter().find(|(_, phase)| **phase == SnapPhase::Taking).map(|(id, _)| *id);
         self.map = Some(map);
         self.update_links();
         for seq in self.requests.matching(|_| true) {
             self.reroute(now, seq);
         }
+        if view == SnapId::HEAD {
+            self.follow_snapshots(now, taken);
+        }
+    }
+
+    /// The newest snapshot that is being taken: those before it are taken with it.
+    fn follow_snapshots(&mut self, now: Duration, taken: Option<SnapId>) {
+        let wanted = taken.filter(|snapshot| *snapshot > self.context && *snapshot > self.given_up);
+        if wanted != self.barrier.map(|barrier| barrier.snapshot) {
+            let until = now + self.config.timing.drain;
+            self.barrier = wanted.map(|snapshot| Barrier { snapshot, until });
+        }
+        self.pass_barrier(now);
+        self.issue(now);
+    }
+
+    /// Nothing is on its way: what comes from now on is not in the snapshot.
+    fn pass_barrier(&mut self, now: Duration) {
+        let Some(Barrier { snapshot, until }) = self.barrier else { return };
+        if self.requests.is_drained() || planted(Bug::NoDrain) {
+            self.context = snapshot;
+            self.outputs.push_back(Output::Drained { snapshot });
+        } else if now >= until {
+            self.given_up = snapshot;
+        } else {
+            return;
+        }
+        self.barrier = None;
     }
 
     /// A connection is open.
@@ -207,6 +263,7 @@ impl Core {
         match reply.result {
             Ok(body) => self.handle_body(now, seq, body),
             Err(Refusal::Fenced) => self.fail_session(IoError::Fenced),
+            Err(Refusal::NoSnapshot) => self.fail_session(IoError::NoSnapshot),
             Err(refusal) => self.handle_refusal(now, seq, from, refusal),
         }
     }
@@ -216,18 +273,22 @@ impl Core {
     /// # Panics
     /// When the size is not whole blocks.
     pub fn handle_size(&mut self, size: u64) {
-        assert!(size.is_multiple_of(u64::from(cairn_types::BLOCK_SIZE)));
+        assert!(size.is_multiple_of(u64::from(BLOCK_SIZE)));
         self.size = self.size.max(size);
     }
 
     /// When [`Core::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
-        self.requests.next_timer()
+        self.requests.next_timer().into_iter().chain(self.barrier.map(|barrier| barrier.until)).min()
     }
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Duration) {
+        if self.barrier.is_some_and(|barrier| barrier.until <= now) {
+            self.pass_barrier(now);
+            self.issue(now);
+        }
         while let Some(seq) = self.requests.due(now) {
             let request = self.requests.get_mut(seq).expect("a timer has its request");
             if let State::Sent { to, at, .. } = request.state
@@ -251,8 +312,11 @@ impl Core {
     fn handle_body(&mut self, now: Duration, seq: u64, body: ReplyBody) {
         let request = self.requests.get_mut(seq).expect("looked up before");
         let result = match (&request.what, body) {
-            (ClientOp::Read { len, .. }, ReplyBody::Data(read)) => match verify(read, *len) {
-                Ok(data) => Ok(data),
+            (ClientOp::Read { len, .. }, ReplyBody::Data(read)) => match verify(&read, *len) {
+                Ok(()) => match self.look_above(now, seq, read) {
+                    Some(data) => Ok(data),
+                    None => return,
+                },
                 Err(Unusable::Shape) => Err(IoError::BadAnswer(BadAnswer::Shape)),
                 Err(Unusable::Mismatch) if request.mismatches < MAX_MISMATCHES => {
                     request.mismatches += 1;
@@ -288,16 +352,55 @@ impl Core {
             Refusal::ReadOnly => self.settle(now, seq, Err(IoError::ReadOnly)),
             Refusal::Corrupt => self.settle(now, seq, Err(IoError::Corrupt)),
             Refusal::Fenced => self.fail_session(IoError::Fenced),
+            Refusal::NoSnapshot => self.fail_session(IoError::NoSnapshot),
             Refusal::StaleSnapContext | Refusal::AlreadyAcked | Refusal::Malformed => {
                 self.settle(now, seq, Err(IoError::BadAnswer(BadAnswer::Refusal(refusal))));
             }
         }
     }
 
+    /// A piece that was read, if nothing is left to be asked of the parents; otherwise those are asked, as a request of its
+    /// own.
+    fn look_above(&mut self, now: Duration, seq: u64, read: ReadData) -> Option<Bytes> {
+        if self.config.parents.is_empty() {
+            return Some(read.data);
+        }
+        let request = self.requests.get_mut(seq).expect("looked up before");
+        let (object, (at, _), level) = (request.what.object(), request.what.range(), request.level);
+        let (op, slot, trace) = (request.op, request.slot, request.trace);
+        let (read, start) = match request.below.take() {
+            None => (read, at),
+            Some((whole, start)) => (whole.over(&read, (at - start) / BLOCK_SIZE), start),
+        };
+        let Some(parent) = self.config.parents.get(level) else { return Some(read.data) };
+        let base = object.index * u64::from(self.config.object_size) + u64::from(start);
+        let inside = |index: usize| base + index as u64 * u64::from(BLOCK_SIZE) < parent.size;
+        let unknown = |index: &usize| read.blocks[*index] == BlockState::Absent && inside(*index);
+        let Some(first) = (0..read.blocks.len()).find(unknown) else { return Some(read.data) };
+        let last = (0..read.blocks.len()).rev().find(unknown).unwrap_or(first);
+        let what = ClientOp::Read {
+            object: ObjectId {
+                pool: parent.pool,
+                volume: parent.volume,
+                index: object.index,
+                snapshot: parent.snapshot,
+            },
+            offset: start + first as u32 * BLOCK_SIZE,
+            len: (last + 1 - first) as u32 * BLOCK_SIZE,
+        };
+        self.requests.remove(seq);
+        let seq = self.requests.add(op, slot, trace, what);
+        let request = self.requests.get_mut(seq).expect("it was just added");
+        (request.level, request.below) = (level + 1, Some((read, start)));
+        self.route(now, seq);
+        None
+    }
+
     /// A request has its final answer.
     fn settle(&mut self, now: Duration, seq: u64, result: Result<Bytes, IoError>) {
         let request = self.requests.remove(seq).expect("looked up before");
         self.end_piece(request.op, request.slot, result);
+        self.pass_barrier(now);
         self.issue(now);
     }
 
@@ -334,7 +437,7 @@ impl Core {
     /// Sends what is queued, as far as there is room in flight.
     fn issue(&mut self, now: Duration) {
         while self.requests.len() < self.config.max_requests
-            && let Some((id, slot, what)) = self.queued.pop_front()
+            && let Some((id, slot, what)) = self.next_queued()
         {
             let running = &self.ops[&id];
             if let Some(error) = running.failed() {
@@ -344,6 +447,15 @@ impl Core {
             let seq = self.requests.add(id, slot, running.trace(), what);
             self.route(now, seq);
         }
+    }
+
+    /// The next piece; before a snapshot only what reads.
+    fn next_queued(&mut self) -> Option<(OpId, usize, ClientOp)> {
+        if self.barrier.is_none() {
+            return self.queued.pop_front();
+        }
+        let next = self.queued.iter().position(|(_, _, what)| !what.is_write())?;
+        self.queued.remove(next)
     }
 
     /// Nothing works any more. What is in flight has no known outcome, and there is no session left to learn it in.

@@ -29,4 +29,4 @@ mod model;
 mod stories;
 
 pub use crate::core::{Core, Output};
-pub use crate::op::{BadAnswer, Config, IoError, MAX_DATA, MAX_ZERO, Op, OpId, Timing};
+pub use crate::op::{BadAnswer, Config, IoError, MAX_DATA, MAX_ZERO, Op, OpId, Parent, Timing};

@@ -32,6 +32,8 @@ pub(crate) fn config() -> Config {
         size: SIZE,
         object_size: OBJECT,
         snap_context: SnapId(0),
+        view: SnapId::HEAD,
+        parents: Vec::new(),
         read_only: false,
         max_ops: 16,
         max_bytes: 40_000,
@@ -214,7 +216,7 @@ impl World {
                     self.links.remove(&osd);
                 }
                 Output::Send { to, request } if self.links.get(&to) == Some(&true) => self.requests.push((to, request)),
-                Output::Send { .. } => {}
+                Output::Send { .. } | Output::Drained { .. } => {}
                 Output::Done { op, result } => {
                     self.check_done(op.0 as usize - 1, &result.expect("nothing fails for good here"));
                 }

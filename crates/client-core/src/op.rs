@@ -91,7 +91,7 @@ impl Op {
         if offset.checked_add(len).is_none_or(|end| end > size) {
             return Err(IoError::OutOfRange { offset, len, size });
         }
-        if self.is_write() && config.read_only {
+        if self.is_write() && (config.read_only || config.view != SnapId::HEAD) {
             return Err(IoError::ReadOnly);
         }
         Ok(())
@@ -117,6 +117,10 @@ pub struct Config {
     pub object_size: u32,
     /// The newest snapshot when the volume was attached.
     pub snap_context: SnapId,
+    /// What is read: [`SnapId::HEAD`], or one of the volume's snapshots, which is then all that this core is for.
+    pub view: SnapId,
+    /// Of a clone: where what it does not know is read, the nearest first.
+    pub parents: Vec<Parent>,
     /// Writes are refused here already.
     pub read_only: bool,
     /// Operations taken at once.
@@ -129,6 +133,19 @@ pub struct Config {
     pub timing: Timing,
 }
 
+/// A snapshot that a clone was made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// Its volume.
+    pub volume: VolumeId,
+    /// The pool that stores that one, in objects of the same size.
+    pub pool: PoolId,
+    /// The snapshot.
+    pub snapshot: SnapId,
+    /// Bytes that the child has of it; beyond there is nothing.
+    pub size: u64,
+}
+
 /// How long things may take before they are tried again.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -138,6 +155,8 @@ pub struct Timing {
     pub first_pause: Duration,
     /// The longest pause.
     pub longest_pause: Duration,
+    /// For a snapshot, writes are held back so long at most until those before them are done; then it is not taken.
+    pub drain: Duration,
 }
 
 impl Default for Timing {
@@ -146,6 +165,7 @@ impl Default for Timing {
             resend: Duration::from_secs(5),
             first_pause: Duration::from_millis(10),
             longest_pause: Duration::from_secs(1),
+            drain: Duration::from_secs(5),
         }
     }
 }
@@ -177,6 +197,9 @@ pub enum IoError {
     /// Another holder took the volume over, or it was deleted. Every operation of this session fails from now on.
     #[error("another holder took the volume over")]
     Fenced,
+    /// The snapshot that is read is deleted. Every operation of this session fails from now on.
+    #[error("the snapshot does not exist any more")]
+    NoSnapshot,
     /// The data cannot be read anywhere with a matching checksum.
     #[error("no copy of the data has a matching checksum")]
     Corrupt,

@@ -7,17 +7,20 @@
 pub enum Bug {
     /// A request says that everything before it was answered, whether it was or not.
     AckedTooFar,
+    /// A snapshot is said to hold what was acknowledged while writes before it are still on their way.
+    NoDrain,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: &[Self] = &[Self::AckedTooFar];
+    pub const ALL: &[Self] = &[Self::AckedTooFar, Self::NoDrain];
 
     /// The name it is asked for by.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::AckedTooFar => "acked-too-far",
+            Self::NoDrain => "no-drain",
         }
     }
 }

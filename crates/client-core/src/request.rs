@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use bytes::Bytes;
 use cairn_types::io::{BlockState, ClientOp, ReadData};
 use cairn_types::{BLOCK_SIZE, ConfVersion, Epoch, OsdId, TraceId};
 
@@ -39,6 +38,9 @@ pub(crate) struct Request {
     pub(crate) slot: usize,
     pub(crate) trace: TraceId,
     pub(crate) what: ClientOp,
+    /// How many generations up it asks; what those below it said of the whole piece, and where that begins.
+    pub(crate) level: usize,
+    pub(crate) below: Option<(ReadData, u32)>,
     pub(crate) state: State,
     /// Transient refusals in a row.
     pub(crate) refusals: u32,
@@ -60,7 +62,8 @@ impl Requests {
     pub(crate) fn add(&mut self, op: OpId, slot: usize, trace: TraceId, what: ClientOp) -> u64 {
         self.last_seq += 1;
         let state = State::Unrouted;
-        let request = Request { op, slot, trace, what, state, refusals: 0, mismatches: 0, timer: None };
+        let request =
+            Request { op, slot, trace, what, level: 0, below: None, state, refusals: 0, mismatches: 0, timer: None };
         self.table.insert(self.last_seq, request);
         self.last_seq
     }
@@ -73,6 +76,11 @@ impl Requests {
 
     pub(crate) fn get_mut(&mut self, seq: u64) -> Option<&mut Request> {
         self.table.get_mut(&seq)
+    }
+
+    /// Whether no write is under way.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.table.values().all(|request| !request.what.is_write())
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -139,7 +147,7 @@ pub(crate) enum Unusable {
 }
 
 /// Compares what was read with what was asked for and with the checksums that the writer made.
-pub(crate) fn verify(read: ReadData, len: u32) -> Result<Bytes, Unusable> {
+pub(crate) fn verify(read: &ReadData, len: u32) -> Result<(), Unusable> {
     if read.data.len() != len as usize || read.blocks.len() != (len / BLOCK_SIZE) as usize {
         return Err(Unusable::Shape);
     }
@@ -152,5 +160,5 @@ pub(crate) fn verify(read: ReadData, len: u32) -> Result<Bytes, Unusable> {
             return Err(Unusable::Mismatch);
         }
     }
-    Ok(read.data)
+    Ok(())
 }

@@ -5,7 +5,7 @@
 
 use bytes::{Bytes, BytesMut};
 use cairn_types::io::ClientOp;
-use cairn_types::{BLOCK_SIZE, Bytes4k, ObjectId, SnapId, TraceId};
+use cairn_types::{BLOCK_SIZE, Bytes4k, ObjectId, TraceId};
 
 use crate::op::{Config, IoError, Op};
 use crate::stripe::{Piece, cover, cut, edges};
@@ -123,7 +123,7 @@ impl Running {
 }
 
 fn object(piece: &Piece, config: &Config) -> ObjectId {
-    ObjectId { pool: config.pool, volume: config.volume, index: piece.index, snapshot: SnapId::HEAD }
+    ObjectId { pool: config.pool, volume: config.volume, index: piece.index, snapshot: config.view }
 }
 
 fn reads(range: Bytes4k, config: &Config) -> Vec<ClientOp> {
@@ -162,6 +162,8 @@ fn zeroes(offset: u64, len: u64, unmap: bool, edges: &[Bytes], config: &Config) 
         pieces.extend(edge(start, end));
         middle = Bytes4k::new(middle.offset(), start - middle.offset()).expect("whole blocks");
     }
+    // What a clone discards must not let its parent be seen again.
+    let unmap = unmap && config.parents.is_empty();
     let zero = |p: Piece| ClientOp::Zero { object: object(&p, config), offset: p.offset, len: p.len, unmap };
     pieces.extend(cut(middle, config.object_size).map(zero));
     pieces

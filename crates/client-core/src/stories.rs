@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_types::io::{BlockState, ClientOp, ClientReply, ClientRequest, ReadData, Refusal, ReplyBody};
-use cairn_types::map::ClusterMap;
-use cairn_types::{ConfVersion, Epoch, Generation, Incarnation, OsdId, SessionId, TraceId, VolumeId};
+use cairn_types::map::{ClusterMap, SnapPhase};
+use cairn_types::{ConfVersion, Epoch, Generation, Incarnation, OsdId, PoolId, SessionId, SnapId, TraceId, VolumeId};
 
 use crate::model::{OBJECT, SIZE, config, map};
-use crate::{BadAnswer, Config, Core, IoError, MAX_DATA, Op, OpId, Output};
+use crate::{BadAnswer, Config, Core, IoError, MAX_DATA, Op, OpId, Output, Parent};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -454,4 +454,108 @@ fn what_is_taken_and_what_is_in_flight_is_bounded() {
     let mut small = Story::begun();
     (0..16).for_each(|_| assert!(small.core.has_room() && small.op(Op::Read { offset: 0, len: 1 }).0 > 0));
     assert!(!small.core.has_room(), "sixteen operations");
+}
+
+/// A map in which the volume has this snapshot.
+fn with_snapshot(epoch: u64, id: u64, phase: SnapPhase) -> ClusterMap {
+    let mut map = map(epoch);
+    map.volumes.get_mut(&VolumeId(1)).expect("it is there").snapshots.insert(SnapId(id), phase);
+    map
+}
+
+#[test]
+fn a_snapshot_stands_between_what_was_acknowledged_and_what_comes() {
+    let mut story = Story::begun();
+    story.write(0, 1, 4096);
+    let (osd, before) = story.one_sent();
+    assert_eq!(before.snap_context, SnapId(0));
+    story.map(with_snapshot(3, 5, SnapPhase::Taking));
+    story.write(4096, 2, 4096);
+    let read = story.op(Op::Read { offset: 8192, len: 4096 });
+    let (other, asked) = story.one_sent();
+    assert!(!asked.op.is_write(), "what reads goes on, what writes waits");
+    story.reply(other, &asked, data(7, 1));
+    assert_eq!(story.done(), vec![(read, Ok(Bytes::from(vec![7; 4096])))]);
+    story.reply(osd, &before, DONE);
+    let outputs = story.outputs();
+    let drained = outputs.iter().position(|output| *output == Output::Drained { snapshot: SnapId(5) });
+    let sent = outputs.iter().position(|output| matches!(output, Output::Send { .. }));
+    assert!(drained.is_some() && drained < sent, "{outputs:?}");
+    let Some(Output::Send { request, .. }) = sent.map(|at| &outputs[at]) else { panic!("it was found") };
+    assert_eq!((request.snap_context, request.epoch), (SnapId(5), Epoch(3)), "whoever gets it knows the snapshot");
+}
+
+#[test]
+fn a_snapshot_that_would_hold_writes_back_for_too_long_is_not_taken() {
+    let mut story = Story::begun();
+    story.write(0, 1, 4096);
+    let (osd, before) = story.one_sent();
+    story.map(with_snapshot(3, 5, SnapPhase::Taking));
+    story.write(4096, 2, 4096);
+    assert!(story.sent().is_empty());
+    assert_eq!(story.core.poll_timeout(), Some(ms(5000)));
+    story.wait(ms(5000));
+    let sent = story.sent();
+    let fresh = sent.iter().find(|(_, request)| request.id != before.id);
+    assert_eq!(fresh.map(|(_, request)| request.snap_context), Some(SnapId(0)), "it goes on as before: {sent:?}");
+    story.reply(osd, &before, DONE);
+    assert!(!story.outputs().contains(&Output::Drained { snapshot: SnapId(5) }), "nobody is told that it was taken");
+    story.map(with_snapshot(4, 5, SnapPhase::Going));
+    story.map(with_snapshot(5, 6, SnapPhase::Taking));
+    assert!(story.sent().is_empty(), "the next one is another matter");
+}
+
+#[test]
+fn what_a_clone_does_not_know_its_parents_do() {
+    let parent = |volume, snapshot, blocks: u64| Parent {
+        volume: VolumeId(volume),
+        pool: PoolId(1),
+        snapshot: SnapId(snapshot),
+        size: blocks * 4096,
+    };
+    let parents = vec![parent(7, 3, 2), parent(8, 1, 1)];
+    let mut story = Story::new(Config { parents, ..config() });
+    story.map(map(2));
+    let read = story.op(Op::Read { offset: 0, len: u64::from(OBJECT) });
+    let absent = |blocks: usize| {
+        let data = vec![0; blocks * 4096].into();
+        Ok(ReplyBody::Data(ReadData { data, blocks: vec![BlockState::Absent; blocks] }))
+    };
+    let (osd, own) = story.one_sent();
+    story.reply(osd, &own, absent(2));
+    let (osd, first) = story.one_sent();
+    assert_ne!(first.id, own.id, "a request of its own");
+    let asked = first.op.object();
+    assert_eq!(
+        (asked.volume, asked.snapshot, first.volume, first.op.range()),
+        (VolumeId(7), SnapId(3), VolumeId(7), (0, 8192))
+    );
+    // The second block is there; the first is asked of the parent's parent, which ends before the second.
+    let crc = crc32c::crc32c(&[4; 4096]);
+    let mut bytes = vec![0; 8192];
+    bytes[4096..].fill(4);
+    let blocks = vec![BlockState::Absent, BlockState::Data { crc }];
+    story.reply(osd, &first, Ok(ReplyBody::Data(ReadData { data: bytes.into(), blocks })));
+    let (osd, second) = story.one_sent();
+    assert_eq!((second.op.object().volume, second.op.range()), (VolumeId(8), (0, 4096)));
+    story.reply(osd, &second, data(6, 1));
+    let expected = [vec![6; 4096], vec![4; 4096]].concat();
+    assert_eq!(story.done(), vec![(read, Ok(Bytes::from(expected)))]);
+    // What it discards must not be seen in the parent again.
+    story.op(Op::Zero { offset: 0, len: 4096, unmap: true });
+    let (_, zero) = story.one_sent();
+    assert!(matches!(zero.op, ClientOp::Zero { unmap: false, .. }), "{zero:?}");
+}
+
+#[test]
+fn a_snapshot_is_read_without_holding_anything_until_it_goes() {
+    let mut story = Story::new(Config { view: SnapId(5), generation: Generation(0), ..config() });
+    story.map(with_snapshot(2, 5, SnapPhase::Ready));
+    let write = story.write(0, 1, 4096);
+    assert_eq!(story.done(), vec![(write, Err(IoError::ReadOnly))]);
+    let read = story.op(Op::Read { offset: 0, len: 4096 });
+    let (_, request) = story.one_sent();
+    assert_eq!(request.op.object().snapshot, SnapId(5));
+    story.map(with_snapshot(3, 5, SnapPhase::Going));
+    assert_eq!(story.done(), vec![(read, Err(IoError::NoSnapshot))]);
 }

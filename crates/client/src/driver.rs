@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_client_core::{Config, Core, IoError, Op, OpId, Output};
-use cairn_meta_client::MapWatch;
+use cairn_meta_client::{MapWatch, MetaClient};
+use cairn_proto::meta;
 use cairn_rpc::{Address, Limits, Link, LinkConfig, LinkEvent};
 use cairn_types::id::mix;
-use cairn_types::{OsdId, TraceId};
+use cairn_types::{OsdId, SnapId, TraceId};
 use cairn_wire::{Hello, Identity, Message, PROTOCOL, PayloadCheck};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -53,6 +54,7 @@ pub(crate) struct Driver {
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
     maps: MapWatch,
+    meta: Option<MetaClient>,
     maps_live: bool,
     links: BTreeMap<OsdId, Link>,
     waiting: BTreeMap<OpId, oneshot::Sender<Result<Bytes, IoError>>>,
@@ -68,7 +70,7 @@ impl Driver {
         options: Options,
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
-        maps: MapWatch,
+        (maps, meta): (MapWatch, Option<MetaClient>),
     ) -> Self {
         let start = Instant::now();
         let seed = (config.session.0 >> 64) as u64 ^ config.session.0 as u64;
@@ -79,6 +81,7 @@ impl Driver {
             shared,
             commands,
             maps,
+            meta,
             maps_live: true,
             links: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -193,6 +196,7 @@ impl Driver {
                 Output::Connect { osd, addresses } => self.connect(osd, &addresses),
                 Output::Disconnect { osd } => drop(self.links.remove(&osd)),
                 Output::Send { to, request } => self.send(to, &request.into()),
+                Output::Drained { snapshot } => self.tell_drained(snapshot),
                 Output::Done { op, result } => {
                     if let Some(done) = self.waiting.remove(&op) {
                         // Whoever asked may have gone; the operation is done all the same.
@@ -206,6 +210,19 @@ impl Driver {
         {
             tracing::warn!(volume = %self.config.volume, generation = %self.config.generation, %error, "session over");
         }
+    }
+
+    /// Beside everything else: a snapshot waits for it, and writes do not.
+    fn tell_drained(&self, snapshot: SnapId) {
+        let Some(meta) = self.meta.clone() else { return };
+        let (volume, generation) = (self.config.volume.0, self.config.generation.0);
+        tokio::spawn(async move {
+            let snapshot = snapshot.0;
+            let request = meta::ReportDrainedRequest { mutation: None, volume, generation, snapshot };
+            if let Err(error) = meta.report_drained(request).await {
+                tracing::warn!(volume, snapshot, %error, "the snapshot will not be taken: nobody could be told");
+            }
+        });
     }
 
     /// What is lost here counts as lost on the wire: the core sends it again.

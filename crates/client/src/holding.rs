@@ -1,5 +1,6 @@
 //! What entitles a client to a volume: the outcome of an attach.
 
+use cairn_client_core::Parent;
 use cairn_meta_client::{MetaClient, MetaError};
 use cairn_proto::convert::session_to;
 use cairn_proto::meta;
@@ -43,6 +44,10 @@ pub struct Holding {
     pub epoch: Epoch,
     /// Writes are not allowed.
     pub read_only: bool,
+    /// What is read: the volume as it is now, or one of its snapshots.
+    pub view: SnapId,
+    /// Of a clone: where what it does not know is read, the nearest first.
+    pub parents: Vec<Parent>,
 }
 
 /// Why a volume could not be attached.
@@ -106,7 +111,18 @@ impl Holding {
             generation: Generation(reply.generation),
             epoch: Epoch(reply.epoch),
             read_only,
+            view: SnapId::HEAD,
+            parents: volume.parents.iter().map(parent_of).collect(),
         })
+    }
+}
+
+fn parent_of(parent: &meta::Parent) -> Parent {
+    Parent {
+        volume: VolumeId(parent.volume),
+        pool: PoolId(parent.pool),
+        snapshot: SnapId(parent.snapshot),
+        size: parent.size,
     }
 }
 

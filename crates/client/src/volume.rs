@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_client_core::{Config, IoError, MAX_ZERO, Op, Timing};
-use cairn_meta_client::MapWatch;
+use cairn_meta_client::{MapWatch, MetaClient};
 use cairn_rpc::Backoff;
 use tokio::sync::{mpsc, oneshot};
 
@@ -78,9 +78,9 @@ pub struct Volume {
 
 impl Volume {
     /// Opens a volume under a holding. Must be called within a tokio runtime; returns at once, and operations wait
-    /// for maps and connections.
+    /// for maps and connections. Without `meta` no snapshot of it can be taken.
     #[must_use]
-    pub fn open(holding: &Holding, maps: MapWatch, options: Options) -> Self {
+    pub fn open(holding: &Holding, maps: MapWatch, meta: Option<MetaClient>, options: Options) -> Self {
         let config = Config {
             session: holding.session,
             volume: holding.volume,
@@ -91,6 +91,8 @@ impl Volume {
             object_size: holding.object_size,
             snap_context: holding.snap_context,
             read_only: holding.read_only,
+            view: holding.view,
+            parents: holding.parents.clone(),
             max_ops: options.max_ops,
             max_bytes: options.max_bytes,
             max_requests: options.max_requests,
@@ -98,7 +100,7 @@ impl Volume {
         };
         let shared = Arc::new(Shared { size: AtomicU64::new(holding.size), fatal: OnceLock::new() });
         let (commands, receiver) = mpsc::channel(options.max_ops.max(1));
-        tokio::spawn(Driver::new(config, options, Arc::clone(&shared), receiver, maps).run());
+        tokio::spawn(Driver::new(config, options, Arc::clone(&shared), receiver, (maps, meta)).run());
         Self { commands, shared, deadline: None }
     }
 

@@ -150,7 +150,7 @@ impl Cluster {
     }
 
     fn open(&self) -> Volume {
-        Volume::open(&holding(), self.maps.subscribe(), options())
+        Volume::open(&holding(), self.maps.subscribe(), None, options())
     }
 
     /// The OSDs learn it at once, the client a moment later.
@@ -242,6 +242,8 @@ fn holding() -> Holding {
         generation: Generation(3),
         epoch: Epoch(5),
         read_only: false,
+        view: SnapId::HEAD,
+        parents: Vec::new(),
     }
 }
 
@@ -252,6 +254,7 @@ fn options() -> Options {
             resend: Duration::from_secs(10),
             first_pause: Duration::from_millis(1),
             longest_pause: Duration::from_millis(10),
+            ..Timing::default()
         },
         backoff: Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(10) },
         ..Options::default()
@@ -394,6 +397,7 @@ async fn close_waits_for_what_is_in_flight_and_growth_is_seen() {
     let again = Volume::open(
         &Holding { session: SessionId(10), size: SIZE + 4096, ..holding() },
         cluster.maps.subscribe(),
+        None,
         options(),
     );
     assert_eq!(again.read_at(SIZE, 4096).await.expect("reads"), pattern(1, 4096));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cairn_proto::meta;
 use cairn_types::map::ClusterMap;
-use cairn_types::{Epoch, Generation, Incarnation, OsdId, PgId, VolumeId};
+use cairn_types::{ConfVersion, Epoch, Generation, Incarnation, OsdId, PgId, SnapId, VolumeId};
 use tokio::time::Instant;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
@@ -136,6 +136,10 @@ impl MetaClient {
         get_volume(meta::GetVolumeRequest) -> meta::GetVolumeReply;
         /// A page of volumes.
         list_volumes(meta::ListVolumesRequest) -> meta::ListVolumesReply;
+        /// One snapshot.
+        get_snapshot(meta::GetSnapshotRequest) -> meta::GetSnapshotReply;
+        /// A page of snapshots.
+        list_snapshots(meta::ListSnapshotsRequest) -> meta::ListSnapshotsReply;
         /// All nodes.
         list_nodes(meta::ListNodesRequest) -> meta::ListNodesReply;
     }
@@ -174,6 +178,10 @@ impl MetaClient {
         resize_volume(meta::ResizeVolumeRequest) -> meta::ResizeVolumeReply;
         /// Deletes a volume.
         delete_volume(meta::DeleteVolumeRequest) -> meta::DeleteVolumeReply;
+        /// Deletes a snapshot.
+        delete_snapshot(meta::DeleteSnapshotRequest) -> meta::DeleteSnapshotReply;
+        /// A holder has nothing under way that was begun before a snapshot.
+        report_drained(meta::ReportDrainedRequest) -> meta::ReportDrainedReply;
         /// Makes a node known.
         register_node(meta::RegisterNodeRequest) -> meta::RegisterNodeReply;
         /// Lets a node hold a volume.
@@ -187,6 +195,8 @@ impl MetaClient {
     calls! { mutate(ATTACH_PATIENCE, ATTACH_ATTEMPT)
         /// Begins a data session under a new generation; answers when the fence holds.
         attach(meta::AttachRequest) -> meta::AttachReply;
+        /// Takes a snapshot; answers when it is complete.
+        create_snapshot(meta::CreateSnapshotRequest) -> meta::CreateSnapshotReply;
     }
 
     /// A volume by its id, as a checked value.
@@ -221,16 +231,17 @@ impl MetaClient {
         Ok((Epoch(reply.epoch), reply.applied))
     }
 
-    /// Says that a PG holds nothing more of a deleted volume.
+    /// Says that a PG holds nothing more of a deleted volume, or no layer above these snapshots of it for as long as this
+    /// interval of the PG lasts.
     ///
     /// # Errors
     /// [`MetaError`].
     pub async fn purged(
         &self,
-        reporter: OsdId,
-        incarnation: Incarnation,
-        volume: VolumeId,
-        pg: PgId,
+        (reporter, incarnation): (OsdId, Incarnation),
+        (volume, pg): (VolumeId, PgId),
+        snapshots: &[SnapId],
+        interval: ConfVersion,
     ) -> Result<(), MetaError> {
         let request = meta::ReportPurgedRequest {
             mutation: None,
@@ -238,6 +249,8 @@ impl MetaClient {
             incarnation: incarnation.0,
             volume: volume.0,
             pg: Some(pg.into()),
+            snapshots: snapshots.iter().map(|id| id.0).collect(),
+            interval: interval.0,
         };
         self.report_purged(request).await.map(|_| ())
     }
@@ -381,6 +394,9 @@ mutating!(
     UnpublishVolumeRequest,
     AttachRequest,
     DetachRequest,
+    CreateSnapshotRequest,
+    DeleteSnapshotRequest,
+    ReportDrainedRequest,
     ChangeMemberRequest,
     MuteHealthRequest,
 );

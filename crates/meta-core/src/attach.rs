@@ -114,6 +114,9 @@ impl Machine {
         record.publications.retain(|publication| stays(&publication.node));
         let volume = record.volume.get_or_insert_default();
         volume.attachments.retain(|attachment| stays(&attachment.node));
+        if record.volume != before.volume {
+            self.give_up_taking(turn, &mut record)?;
+        }
         if record != before {
             self.write_volume(turn, &record);
         }
@@ -154,6 +157,7 @@ impl Machine {
         });
         volume.attachments = kept;
         record.next_generation += 1;
+        self.give_up_taking(turn, &mut record)?;
         self.write_volume(turn, &record);
         Ok(AttachReply { volume: Some(shown(&record)), generation, epoch: self.coming_epoch().0 })
     }
@@ -166,6 +170,7 @@ impl Machine {
         let before = volume.attachments.len();
         volume.attachments.retain(|attachment| attachment.generation != request.generation);
         if volume.attachments.len() != before {
+            self.give_up_taking(turn, &mut record)?;
             self.write_volume(turn, &record);
         }
         Ok(DetachReply {})

@@ -10,6 +10,8 @@
 //! | `x` pool, index | `ExceptionsRecord` |
 //! | `v` volume | `VolumeRecord` |
 //! | `n` name | volume id, 8 bytes |
+//! | `i` snapshot | `SnapshotRecord` |
+//! | `j` name | snapshot id, 8 bytes |
 //! | `d` name | `NodeRecord` |
 //! | `s` session | `SessionRecord` |
 //! | `t` session, seq | the encoded `CommandReply` |
@@ -24,7 +26,7 @@
 //! | `y` | `ScrubSchedule` |
 //! | `a` lease, key | nothing: the key is attached to the lease |
 
-use cairn_types::{OsdId, PgId, PoolId, VolumeId};
+use cairn_types::{OsdId, PgId, PoolId, SnapId, VolumeId};
 
 pub(crate) const CLUSTER: &[u8] = b"m";
 pub(crate) const MEMBERS: &[u8] = b"e";
@@ -35,6 +37,7 @@ pub(crate) const POOLS: &[u8] = b"p";
 pub(crate) const PGS: &[u8] = b"g";
 pub(crate) const EXCEPTIONS: &[u8] = b"x";
 pub(crate) const VOLUMES: &[u8] = b"v";
+pub(crate) const SNAPSHOTS: &[u8] = b"i";
 pub(crate) const NODES: &[u8] = b"d";
 pub(crate) const SESSIONS: &[u8] = b"s";
 pub(crate) const REPLIES: &[u8] = b"t";
@@ -87,6 +90,14 @@ pub(crate) fn volume(id: VolumeId) -> Vec<u8> {
 
 pub(crate) fn volume_name(name: &str) -> Vec<u8> {
     join(b'n', &[name.as_bytes()])
+}
+
+pub(crate) fn snapshot(id: SnapId) -> Vec<u8> {
+    join(b'i', &[&id.0.to_be_bytes()])
+}
+
+pub(crate) fn snapshot_name(name: &str) -> Vec<u8> {
+    join(b'j', &[name.as_bytes()])
 }
 
 pub(crate) fn node(name: &str) -> Vec<u8> {

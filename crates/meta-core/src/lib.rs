@@ -36,6 +36,7 @@ pub mod restore;
 pub mod scrub;
 mod session;
 mod settings;
+mod snapshot;
 mod split;
 mod state;
 mod volume;

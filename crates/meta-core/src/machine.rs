@@ -199,7 +199,7 @@ impl Machine {
         })?;
         record::each(state, keys::VOLUMES, keys::VOLUMES, &mut |_, record: VolumeRecord| {
             let shown = record.volume.clone().unwrap_or_default();
-            if !record.deleting {
+            if !record.deleting && !record.retired {
                 let tally = self.tallies.entry(PoolId(shown.pool)).or_default();
                 tally.volumes += 1;
                 tally.provisioned += shown.size;
@@ -314,6 +314,10 @@ impl Machine {
             Payload::UnpublishVolume(r) => Answer::UnpublishVolume(self.unpublish_volume(turn, &r)?),
             Payload::Attach(r) => Answer::Attach(self.attach(turn, &r)?),
             Payload::Detach(r) => Answer::Detach(self.detach(turn, &r)?),
+            Payload::CreateSnapshot(r) => Answer::CreateSnapshot(self.create_snapshot(turn, r)?),
+            Payload::DeleteSnapshot(r) => Answer::DeleteSnapshot(self.delete_snapshot(turn, &r)?),
+            Payload::ReportDrained(r) => Answer::ReportDrained(self.report_drained(turn, &r)?),
+            Payload::FinishSnapshot(r) => Answer::FinishSnapshot(self.finish_snapshot(turn, &r)?),
             Payload::KvPut(_)
             | Payload::KvDeleteRange(_)
             | Payload::KvTxn(_)

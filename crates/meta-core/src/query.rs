@@ -2,10 +2,11 @@
 //! holds. A driver that wants linearizable answers asks after a read index.
 
 use cairn_proto::meta::{
-    ListVolumesReply, ListVolumesRequest, Location, Node, PoolStatus, Usage, Volume, VolumeRecord, VolumeRef,
+    ListSnapshotsReply, ListSnapshotsRequest, ListVolumesReply, ListVolumesRequest, Location, Node, PoolStatus,
+    Snapshot, SnapshotPhase, SnapshotRecord, SnapshotRef, Usage, Volume, VolumeRecord, VolumeRef, volume_ref,
 };
 use cairn_types::map::{ClusterMap, PgConfig, Pool};
-use cairn_types::{Epoch, PgId, PoolId, VolumeId};
+use cairn_types::{Epoch, PgId, PoolId, SnapId, VolumeId};
 
 use crate::capacity::available;
 use crate::machine::Machine;
@@ -14,7 +15,7 @@ use crate::plan;
 use crate::pool::target_pgs;
 use crate::refusal::{Corrupt, Outcome, Refusal};
 use crate::state::StateRead;
-use crate::{keys, record, volume};
+use crate::{keys, record, snapshot, volume};
 
 /// The most volumes on one page.
 pub const PAGE: usize = 1000;
@@ -63,7 +64,7 @@ pub fn volumes(machine: &Machine, state: &dyn StateRead, request: &ListVolumesRe
     let from = keys::volume(VolumeId(after.saturating_add(1)));
     record::each(state, keys::VOLUMES, &from, &mut |_, record: VolumeRecord| {
         let shown = volume::shown(&record);
-        if record.deleting || pool.is_some_and(|pool| pool.0 != shown.pool) {
+        if record.deleting || record.retired || pool.is_some_and(|pool| pool.0 != shown.pool) {
             return Ok(true);
         }
         if reply.volumes.len() == most {
@@ -71,6 +72,60 @@ pub fn volumes(machine: &Machine, state: &dyn StateRead, request: &ListVolumesRe
             return Ok(false);
         }
         reply.volumes.push(shown);
+        Ok(true)
+    })?;
+    Ok(reply)
+}
+
+/// A snapshot by id or name.
+///
+/// # Errors
+/// When its record cannot be read.
+pub fn snapshot(state: &dyn StateRead, by: &SnapshotRef) -> Result<Option<Snapshot>, Corrupt> {
+    Ok(snapshot::find(state, Some(by))?.map(|record| snapshot::shown(&record)))
+}
+
+/// A snapshot by id, whatever becomes of it, and whether it still waits for a writer.
+///
+/// # Errors
+/// When its record cannot be read.
+pub fn snapshot_on_its_way(state: &dyn StateRead, id: SnapId) -> Result<Option<(Snapshot, bool)>, Corrupt> {
+    Ok(record::snapshot(state, id)?.map(|record| (snapshot::shown(&record), !record.awaited.is_empty())))
+}
+
+/// Snapshots in the order of their ids, of one volume or of all, a page at a time.
+///
+/// # Errors
+/// When the token or the volume is unknown.
+pub fn snapshots(state: &dyn StateRead, request: &ListSnapshotsRequest) -> Outcome<ListSnapshotsReply> {
+    let after = match request.page_token.as_str() {
+        "" => 0,
+        token => {
+            let bad = |_| Refusal::invalid(format!("`{token}` is no page token")).remedy("start from the first page");
+            token.parse::<u64>().map_err(bad)?
+        }
+    };
+    let volume = match &request.volume {
+        None => None,
+        // One that is deleted may have snapshots still.
+        Some(VolumeRef { by: Some(volume_ref::By::Id(id)) }) => Some(*id),
+        by => Some(volume::shown(&volume::required(state, by.as_ref())?).id),
+    };
+    let asked = if request.page_size == 0 { PAGE } else { request.page_size as usize };
+    let most = asked.min(PAGE);
+    let mut reply = ListSnapshotsReply::default();
+    let from = keys::snapshot(SnapId(after.saturating_add(1)));
+    record::each(state, keys::SNAPSHOTS, &from, &mut |_, record: SnapshotRecord| {
+        let shown = snapshot::shown(&record);
+        let hidden = record.retired || shown.phase() == SnapshotPhase::Going;
+        if hidden || volume.is_some_and(|volume| volume != shown.volume) {
+            return Ok(true);
+        }
+        if reply.snapshots.len() == most {
+            reply.next_page_token = reply.snapshots.last().map_or(String::new(), |last| last.id.to_string());
+            return Ok(false);
+        }
+        reply.snapshots.push(shown);
         Ok(true)
     })?;
     Ok(reply)

@@ -1,8 +1,8 @@
 //! Typed access to the state: decodes what it reads, and calls what it cannot read by its place.
 
 use bytes::Bytes;
-use cairn_proto::meta::VolumeRecord;
-use cairn_types::VolumeId;
+use cairn_proto::meta::{SnapshotRecord, VolumeRecord};
+use cairn_types::{SnapId, VolumeId};
 use prost::Message;
 
 use crate::keys;
@@ -73,8 +73,21 @@ pub(crate) fn volume(state: &dyn StateRead, id: VolumeId) -> Result<Option<Volum
 
 /// The id behind a volume's name.
 pub(crate) fn volume_named(state: &dyn StateRead, name: &str) -> Result<Option<VolumeId>, Corrupt> {
-    let key = keys::volume_name(name);
-    let Some(value) = state.get(&key) else { return Ok(None) };
-    let id: [u8; 8] = value.as_ref().try_into().map_err(|_| Corrupt::new(name_of(&key), "8 bytes", value.len()))?;
-    Ok(Some(VolumeId(u64::from_be_bytes(id))))
+    Ok(number_at(state, &keys::volume_name(name))?.map(VolumeId))
+}
+
+/// The record of a snapshot, whatever becomes of it.
+pub(crate) fn snapshot(state: &dyn StateRead, id: SnapId) -> Result<Option<SnapshotRecord>, Corrupt> {
+    load(state, &keys::snapshot(id))
+}
+
+/// The id behind a snapshot's name.
+pub(crate) fn snapshot_named(state: &dyn StateRead, name: &str) -> Result<Option<SnapId>, Corrupt> {
+    Ok(number_at(state, &keys::snapshot_name(name))?.map(SnapId))
+}
+
+fn number_at(state: &dyn StateRead, key: &[u8]) -> Result<Option<u64>, Corrupt> {
+    let Some(value) = state.get(key) else { return Ok(None) };
+    let number: [u8; 8] = value.as_ref().try_into().map_err(|_| Corrupt::new(name_of(key), "8 bytes", value.len()))?;
+    Ok(Some(u64::from_be_bytes(number)))
 }

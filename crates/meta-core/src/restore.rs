@@ -78,6 +78,7 @@ pub fn transform(restoration: &Restoration, key: &[u8], value: &Bytes) -> Result
             let mut cluster: ClusterRecord = record::decode(key, value)?;
             cluster.epoch += LEAP;
             cluster.next_volume += LEAP;
+            cluster.next_snapshot += LEAP;
             cluster.next_pool += SMALL_LEAP;
             cluster.osds_after_backup = cluster.next_osd;
             cluster.next_osd += SMALL_LEAP;

@@ -4,20 +4,23 @@
 //! to it. From then on its fence stays in the map, empty while nobody holds it, until it is purged. Generations are never
 //! reused, and neither are ids.
 
-use cairn_proto::convert::attach_mode_from;
+use std::collections::BTreeMap;
+
+use cairn_proto::convert::{attach_mode_from, snap_phase};
 use cairn_proto::meta::{
     CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, ErrorCode, ReportPurgedReply,
-    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, Volume, VolumeRecord, VolumeRef, volume_ref,
+    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, SnapshotPhase, SnapshotRecord, Volume, VolumeRecord,
+    VolumeRef, volume_ref,
 };
 use cairn_types::map::{Pool, VolumeFence};
 use cairn_types::volume::AttachMode;
-use cairn_types::{BLOCK_SIZE, Generation, Incarnation, OsdId, PgId, PoolId, VolumeId};
+use cairn_types::{BLOCK_SIZE, Generation, Incarnation, OsdId, PgId, PoolId, SnapId, VolumeId};
 
 use crate::capacity::{available, human};
 use crate::machine::{Machine, Tally, Turn};
 use crate::refusal::{Corrupt, Outcome, Refusal};
 use crate::state::StateRead;
-use crate::{keys, record};
+use crate::{keys, record, snapshot};
 
 /// The largest volume: 1 PiB.
 const LARGEST: u64 = 1 << 50;
@@ -27,7 +30,7 @@ const LABEL_BYTES: usize = 256;
 /// What the OSDs let through for a volume; `None` while nobody ever held it.
 pub(crate) fn fence_of(record: &VolumeRecord) -> Option<VolumeFence> {
     let volume = record.volume.as_ref()?;
-    if record.next_generation <= 1 {
+    if record.next_generation <= 1 && record.snapshots.is_empty() {
         return None;
     }
     let read_only = |mode| attach_mode_from(mode) == Ok(AttachMode::ReadOnly);
@@ -37,6 +40,7 @@ pub(crate) fn fence_of(record: &VolumeRecord) -> Option<VolumeFence> {
         generations: volume.attachments.iter().map(|a| Generation(a.generation)).collect(),
         read_only: readers.map(|a| Generation(a.generation)).collect(),
         purging: record.deleting,
+        snapshots: record.snapshots.iter().map(|mark| (SnapId(mark.id), snap_phase(mark.phase()))).collect(),
     })
 }
 
@@ -48,7 +52,7 @@ pub(crate) fn find(state: &dyn StateRead, by: Option<&VolumeRef>) -> Result<Opti
         None => None,
     };
     let found = id.map(|id| record::volume(state, id)).transpose()?.flatten();
-    Ok(found.filter(|record| !record.deleting))
+    Ok(found.filter(|record| !record.deleting && !record.retired))
 }
 
 /// Like [`find`], but a missing one is refused.
@@ -65,6 +69,7 @@ pub(crate) fn required(state: &dyn StateRead, by: Option<&VolumeRef>) -> Outcome
 pub(crate) fn shown(record: &VolumeRecord) -> Volume {
     let mut volume = record.volume.clone().unwrap_or_default();
     volume.published_nodes = record.publications.iter().map(|p| p.node.clone()).collect();
+    volume.snapshots = record.snapshots.iter().filter(|mark| mark.phase() != SnapshotPhase::Going).count() as u32;
     volume
 }
 
@@ -79,17 +84,36 @@ impl Machine {
         turn: &mut Turn<'_>,
         request: CreateVolumeRequest,
     ) -> Outcome<CreateVolumeReply> {
-        check_name(&request.name)?;
-        check_labels(&request)?;
-        let pool = self.pool_for(&request.pool)?.clone();
-        let size = whole_blocks(request.size)?;
+        check_name("volume", &request.name)?;
+        check_labels(&request.labels)?;
+        let source = match &request.source {
+            Some(source) => Some(snapshot::known(&turn.state, Some(source))?),
+            None => None,
+        };
+        let source = source.as_ref();
+        let pool = match source.and_then(|source| source.snapshot.as_ref()) {
+            Some(snapshot) if request.pool.is_empty() => self.pool_for(&snapshot.pool_name)?.clone(),
+            _ => self.pool_for(&request.pool)?.clone(),
+        };
+        let size = match source.and_then(|source| source.snapshot.as_ref()) {
+            Some(snapshot) if request.size == 0 => snapshot.size,
+            _ => whole_blocks(request.size)?,
+        };
         if let Some(id) = record::volume_named(&turn.state, &request.name)? {
             let existing = record::volume(&turn.state, id)?
                 .ok_or_else(|| Corrupt::new(record::name_of(&keys::volume(id)), "the named volume", "nothing"))?;
-            check_same(&shown(&existing), &request, &pool, size)?;
+            check_same(&shown(&existing), &request, source.map_or(0, source_id), &pool, size)?;
             return Ok(CreateVolumeReply { volume: Some(shown(&existing)), existed: true });
         }
         self.check_space(&pool, size, &format!("volume `{}` asks for {}", request.name, human(size)))?;
+        let parents = match source {
+            Some(source) => {
+                self.check_source(source, &request.name, &pool, size)?;
+                self.parents_of(source)?
+            }
+            None => Vec::new(),
+        };
+        self.pin(turn, &parents)?;
         let id = VolumeId(self.cluster.next_volume);
         self.cluster.next_volume += 1;
         let volume = Volume {
@@ -101,6 +125,7 @@ impl Machine {
             labels: request.labels,
             created_at_s: turn.now_s,
             object_size: pool.object_size,
+            parents,
             ..Volume::default()
         };
         turn.state.put(keys::volume_name(&volume.name), id.0.to_be_bytes().to_vec());
@@ -129,6 +154,29 @@ impl Machine {
             Refusal::invalid("there are several pools and none is called `default`")
                 .remedy(format!("name one of {}", names()))
         })
+    }
+
+    /// A clone is at least as large as its source, and cut in the same way.
+    fn check_source(&self, source: &SnapshotRecord, name: &str, pool: &Pool, size: u64) -> Result<(), Refusal> {
+        let snapshot = snapshot::shown(source);
+        if size < snapshot.size {
+            let message = format!(
+                "volume `{name}` would have {} and its source, snapshot `{}`, has {}",
+                human(size),
+                snapshot.name,
+                human(snapshot.size)
+            );
+            return Err(Refusal::new(ErrorCode::OutOfRange, message).remedy("ask for at least as much"));
+        }
+        let theirs = self.map.pools.get(&PoolId(snapshot.pool)).map_or(0, |pool| pool.object_size);
+        if theirs != pool.object_size {
+            let message = format!(
+                "pool `{}` has objects of {} bytes, and pool `{}` of snapshot `{}` of {theirs}",
+                pool.name, pool.object_size, snapshot.pool_name, snapshot.name
+            );
+            return Err(Refusal::precondition(message).remedy("clone into a pool with objects of the same size"));
+        }
+        Ok(())
     }
 
     /// Volumes are thin, so several may promise the same space; but one that could not be filled even if it were alone
@@ -187,13 +235,30 @@ impl Machine {
         turn.state.delete(keys::volume_name(&volume.name));
         let tally = self.tallies.entry(PoolId(volume.pool)).or_default();
         *tally = Tally { volumes: tally.volumes - 1, provisioned: tally.provisioned - volume.size };
+        let stays = record.snapshots.iter().any(|mark| mark.phase() != SnapshotPhase::Going);
+        if stays {
+            record.retired = true;
+            self.write_volume(turn, &record);
+        } else {
+            self.purge_volume(turn, &mut record);
+        }
+        // What a retired volume's snapshots read they hold themselves.
+        self.unpin(turn, &volume.parents)?;
+        Ok(DeleteVolumeReply { existed: true })
+    }
+
+    /// Nobody needs anything of it any more.
+    pub(crate) fn purge_volume(&mut self, turn: &mut Turn<'_>, record: &mut VolumeRecord) {
+        let id = VolumeId(record.volume.as_ref().map_or(0, |volume| volume.id));
         if record.next_generation <= 1 {
-            turn.state.delete(keys::volume(VolumeId(volume.id)));
+            turn.state.delete(keys::volume(id));
+            if self.map.volumes.remove(&id).is_some() {
+                turn.touched.volumes.insert(id);
+            }
         } else {
             record.deleting = true;
-            self.write_volume(turn, &record);
+            self.write_volume(turn, record);
         }
-        Ok(DeleteVolumeReply { existed: true })
     }
 
     pub(crate) fn report_purged(
@@ -208,13 +273,16 @@ impl Machine {
             return Ok(ReportPurgedReply {});
         };
         let pool = PoolId(record.volume.as_ref().map_or(0, |volume| volume.pool));
-        if !record.deleting || pg.pool != pool {
+        if !request.snapshots.is_empty() && !record.deleting {
+            self.check_primary(pg, reporter)?;
+            self.snapshots_joined(turn, pg, request)?;
+            return Ok(ReportPurgedReply {});
+        }
+        if !record.deleting || pg.pool != pool || !request.snapshots.is_empty() {
             let message = format!("{} is not being purged from placement group {pg}", called(&record));
             return Err(Refusal::precondition(message).into());
         }
-        if self.map.pgs.get(&pg).and_then(|config| config.primary) != Some(reporter) {
-            return Err(Refusal::precondition(format!("{reporter} is not the primary of placement group {pg}")).into());
-        }
+        self.check_primary(pg, reporter)?;
         if !record.purged.contains(&pg.index) {
             record.purged.push(pg.index);
             record.purged.sort_unstable();
@@ -224,10 +292,23 @@ impl Machine {
             self.write_volume(turn, &record);
             return Ok(ReportPurgedReply {});
         }
+        // Snapshots that were on their way out went with it.
+        for mark in &record.snapshots {
+            let snapshot = record::snapshot(&turn.state, SnapId(mark.id))?;
+            turn.state.delete(keys::snapshot(SnapId(mark.id)));
+            self.unpin(turn, &snapshot.unwrap_or_default().parents)?;
+        }
         turn.state.delete(keys::volume(id));
         self.map.volumes.remove(&id);
         turn.touched.volumes.insert(id);
         Ok(ReportPurgedReply {})
+    }
+
+    fn check_primary(&self, pg: PgId, reporter: OsdId) -> Result<(), Refusal> {
+        if self.map.pgs.get(&pg).and_then(|config| config.primary) == Some(reporter) {
+            return Ok(());
+        }
+        Err(Refusal::precondition(format!("{reporter} is not the primary of placement group {pg}")))
     }
 }
 
@@ -239,29 +320,42 @@ fn whole_blocks(size: u64) -> Result<u64, Refusal> {
     Ok(size.next_multiple_of(BLOCK_SIZE.into()))
 }
 
-fn check_name(name: &str) -> Result<(), Refusal> {
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
     if name.is_empty() || name.len() > 128 || name.chars().any(char::is_control) || name.trim() != name {
-        let message = format!("`{}` cannot be the name of a volume", name.escape_debug());
+        let message = format!("`{}` cannot be the name of a {what}", name.escape_debug());
         return Err(Refusal::invalid(message).remedy("use 1 to 128 bytes of printable text"));
     }
     Ok(())
 }
 
-fn check_labels(request: &CreateVolumeRequest) -> Result<(), Refusal> {
+pub(crate) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
     let long = |(key, value): (&String, &String)| key.len() > LABEL_BYTES || value.len() > LABEL_BYTES;
-    if request.labels.len() > LABELS || request.labels.iter().any(long) {
-        let message = format!("a volume has at most {LABELS} labels of at most {LABEL_BYTES} bytes");
+    if labels.len() > LABELS || labels.iter().any(long) {
+        let message = format!("there may be at most {LABELS} labels of at most {LABEL_BYTES} bytes");
         return Err(Refusal::invalid(message));
     }
     Ok(())
 }
 
+fn source_id(source: &SnapshotRecord) -> u64 {
+    source.snapshot.as_ref().map_or(0, |snapshot| snapshot.id)
+}
+
 /// A name is taken: by the same volume, asked for again, or by another one.
-fn check_same(existing: &Volume, request: &CreateVolumeRequest, pool: &Pool, size: u64) -> Result<(), Refusal> {
+fn check_same(
+    existing: &Volume,
+    request: &CreateVolumeRequest,
+    source: u64,
+    pool: &Pool,
+    size: u64,
+) -> Result<(), Refusal> {
+    let theirs = existing.parents.first().map_or(0, |parent| parent.snapshot);
     let differs = if existing.pool != pool.id.0 {
         format!("it is in pool `{}` and not in `{}`", existing.pool_name, pool.name)
     } else if existing.size != size {
         format!("it has {} bytes and not {size}", existing.size)
+    } else if theirs != source {
+        "it was made of something else".to_owned()
     } else if existing.labels != request.labels {
         "its labels are others".to_owned()
     } else {

@@ -16,11 +16,12 @@ use cairn_proto::etcdserverpb::{
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    AttachMode, AttachRequest, ChangePgsRequest, CommandError, CreatePoolRequest, CreateVolumeRequest,
-    DeleteVolumeRequest, DetachRequest, DownEvidence, InitCluster, LeaseExpire, ListVolumesRequest, Location, LogPoint,
-    OsdReports, PgChange, PgId, Pool, PublishVolumeRequest, RegisterNodeRequest, RemoveOsd, ReportDownRequest,
-    ReportOsdRequest, ReportPurgedRequest, ResizeVolumeRequest, SetOsdPlaced, UnpublishVolumeRequest, Volume,
-    VolumeRef, volume_ref,
+    AttachMode, AttachRequest, ChangePgsRequest, CommandError, CreatePoolRequest, CreateSnapshotRequest,
+    CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, DetachRequest, DownEvidence, FinishSnapshot,
+    InitCluster, LeaseExpire, ListVolumesRequest, Location, LogPoint, OsdReports, PgChange, PgId, Pool,
+    PublishVolumeRequest, RegisterNodeRequest, RemoveOsd, ReportDownRequest, ReportDrainedRequest, ReportOsdRequest,
+    ReportPurgedRequest, ResizeVolumeRequest, SetOsdPlaced, SnapshotRef, UnpublishVolumeRequest, Volume, VolumeRef,
+    snapshot_ref, volume_ref,
 };
 use cairn_proto::mvccpb::{Event, KeyValue};
 use cairn_types::map::PgConfig;
@@ -128,6 +129,10 @@ fn by(name: &str) -> Option<VolumeRef> {
     Some(VolumeRef { by: Some(by) })
 }
 
+fn snapshot_by(name: &str) -> SnapshotRef {
+    SnapshotRef { by: Some(snapshot_ref::By::Name(name.into())) }
+}
+
 fn mode(text: &str) -> i32 {
     match text {
         "" | "alone" => AttachMode::Exclusive.into(),
@@ -224,6 +229,16 @@ fn look(cluster: &mut Cluster, line: &Line<'_>) -> Option<String> {
             map.osds.values().map(osd).collect()
         }
         "epoch" => map.epoch.to_string(),
+        "marks" | "marks-of" => {
+            let wanted = line.word(1);
+            let all = map.volumes.iter().filter(|(id, _)| match line.word(0) {
+                "marks" => query::volume(&cluster.state, &by(wanted).unwrap())
+                    .is_ok_and(|found| found.is_some_and(|volume| volume.id == id.0)),
+                _ => id.0 == number(wanted),
+            });
+            let marks = all.flat_map(|(_, fence)| &fence.snapshots).map(|(id, phase)| format!("{id} {phase:?}"));
+            marks.collect::<Vec<_>>().join(", ")
+        }
         "fence" => {
             let pending = fence_pending(map, PoolId(number(line.word(1)) as u32), Epoch(number(line.word(2))));
             if pending.is_empty() { "holds".into() } else { format!("pending: {pending:?}") }
@@ -422,6 +437,32 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
                 .map(|value| ("label".to_owned(), (*value).to_owned()))
                 .into_iter()
                 .collect(),
+            source: line.values.get("from").map(|name| snapshot_by(name)),
+        }),
+        "snap" | "snap-of-clone" => Payload::CreateSnapshot(CreateSnapshotRequest {
+            mutation: None,
+            name: name.into(),
+            volume: by(line.word(2)),
+            labels: Default::default(),
+        }),
+        "rm-snap" => {
+            Payload::DeleteSnapshot(DeleteSnapshotRequest { mutation: None, snapshot: Some(snapshot_by(name)) })
+        }
+        "drained" => Payload::ReportDrained(ReportDrainedRequest {
+            mutation: None,
+            volume: number(name),
+            generation: line.number("g"),
+            snapshot: number(line.word(2)),
+        }),
+        "finish" => Payload::FinishSnapshot(FinishSnapshot { snapshot: number(name), taken: line.word(2) == "taken" }),
+        "joined" => Payload::ReportPurged(ReportPurgedRequest {
+            mutation: None,
+            reporter: cluster.osd(line.value("by")),
+            incarnation: incarnation(line.value("by")),
+            volume: number(name),
+            pg: pg_id(line.word(3)),
+            snapshots: vec![number(line.word(2))],
+            interval: line.number("interval"),
         }),
         "resize" => {
             Payload::ResizeVolume(ResizeVolumeRequest { mutation: None, volume: by(name), size: line.number("size") })
@@ -433,6 +474,8 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
             incarnation: incarnation(line.value("by")),
             volume: number(name),
             pg: pg_id(line.word(2)),
+            snapshots: Vec::new(),
+            interval: 0,
         }),
         "node" => Payload::RegisterNode(RegisterNodeRequest {
             mutation: None,
@@ -578,7 +621,15 @@ fn told(cluster: &Cluster, result: Result<Answer, CommandError>) -> String {
         Answer::LeaseGrant(reply) => format!("lease {} ttl={}", reply.id, reply.ttl),
         Answer::LeaseRevoke(reply) => format!("revision={}", reply.header.unwrap().revision),
         Answer::LeaseExpire(reply) => format!("revision={}", reply.revision),
-        Answer::ReportPurged(_)
+        Answer::CreateSnapshot(reply) => {
+            let snapshot = reply.snapshot.unwrap();
+            let existed = if reply.existed { " (existed)" } else { "" };
+            format!("{} {} of {} {:?}{existed}", snapshot.id, snapshot.name, snapshot.volume_name, snapshot.phase())
+        }
+        Answer::FinishSnapshot(reply) => format!("{:?}", reply.snapshot.unwrap().phase()),
+        Answer::DeleteSnapshot(reply) => if reply.existed { "deleted" } else { "there was none" }.into(),
+        Answer::ReportDrained(_)
+        | Answer::ReportPurged(_)
         | Answer::RegisterNode(_)
         | Answer::PublishVolume(_)
         | Answer::UnpublishVolume(_)

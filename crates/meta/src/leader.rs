@@ -3,18 +3,19 @@
 
 mod members;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::{
-    BeginMembers, Command, DownEvidence, InitCluster, LeaseExpire, Member, OsdReports, ReportDownRequest,
-    ReportOsdReply, ReportOsdRequest,
+    BeginMembers, Command, DownEvidence, FinishSnapshot, InitCluster, LeaseExpire, Member, OsdReports,
+    ReportDownRequest, ReportOsdReply, ReportOsdRequest,
 };
 use cairn_proto::meta_raft::raft_client::RaftClient;
 use cairn_proto::meta_raft::{LeaseQuestion, LeaseTimes};
-use cairn_types::map::Osd;
-use cairn_types::{Incarnation, OsdId};
+use cairn_types::map::{Osd, SnapPhase};
+use cairn_types::{Incarnation, OsdId, SnapId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,8 @@ const NEWS_GATHER: Duration = Duration::from_millis(3);
 const NEWS_PAUSE: Duration = Duration::from_millis(50);
 /// Between looks for silent OSDs, ended leases and what else is due.
 const LOOK: Duration = Duration::from_millis(500);
+/// A snapshot that is not complete after so long is given up.
+const TAKING: Duration = Duration::from_secs(30);
 /// One attempt to ask the leader.
 const ASK: Duration = Duration::from_secs(2);
 /// The data-path protocol that every OSD of a new cluster must speak.
@@ -245,6 +248,7 @@ impl Leader {
     async fn look_around(&self, osd_silence: Duration) {
         let mut last = Instant::now();
         let mut tended = Tended::default();
+        let mut taking = BTreeMap::new();
         loop {
             tokio::time::sleep(LOOK).await;
             if !self.gateway.leadership().surely {
@@ -265,6 +269,23 @@ impl Leader {
             }
             self.begin_cluster().await;
             self.tend_members().await;
+            self.end_forgotten_snapshots(&mut taking).await;
+        }
+    }
+
+    /// Whoever asked for a snapshot gave up waiting for it: it is given up too.
+    async fn end_forgotten_snapshots(&self, since: &mut BTreeMap<SnapId, Instant>) {
+        let taking = self.gateway.local(|machine, _| {
+            let all = machine.map().volumes.values().flat_map(|fence| &fence.snapshots);
+            all.filter(|(_, phase)| **phase == SnapPhase::Taking).map(|(id, _)| *id).collect::<BTreeSet<_>>()
+        });
+        let Ok(taking) = taking.await else { return };
+        since.retain(|id, _| taking.contains(id));
+        for id in taking {
+            if since.entry(id).or_insert_with(Instant::now).elapsed() > TAKING {
+                let payload = Payload::FinishSnapshot(FinishSnapshot { snapshot: id.0, taken: false });
+                self.tell("give up a snapshot", payload).await;
+            }
         }
     }
 

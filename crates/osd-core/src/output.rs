@@ -5,7 +5,7 @@ use cairn_types::io::ClientReply;
 use cairn_types::map::PgConfig;
 use cairn_types::peer::{LogEntry, LogPoint, Logged, ObjectKey, PeerMessage, Run};
 use cairn_types::scrub::ScrubOutcome;
-use cairn_types::{ConfVersion, Epoch, Incarnation, ObjectId, OsdId, PgId, VolumeId};
+use cairn_types::{ConfVersion, Epoch, Incarnation, ObjectId, OsdId, PgId, SnapId, VolumeId};
 
 /// Who this OSD is, and its bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,12 +168,17 @@ pub enum Output {
         /// How this is known.
         evidence: DownEvidence,
     },
-    /// Tell the metadata service that this PG holds nothing of a deleted volume any more.
+    /// Tell the metadata service that this PG holds nothing of a deleted volume any more, or nothing that lies above
+    /// snapshots that go.
     ReportPurged {
         /// The volume.
         volume: VolumeId,
         /// The PG.
         pg: PgId,
+        /// The snapshots; none: the whole volume.
+        snapshots: Vec<SnapId>,
+        /// It holds as long as this interval of the PG.
+        interval: ConfVersion,
     },
     /// Tell the metadata service what a scrub found, then `handle_scrub_reported`. Repeated until then.
     ReportScrub {

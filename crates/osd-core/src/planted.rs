@@ -98,6 +98,14 @@ bugs! {
     SplitStale, "split-stale";
     /// The half of a PG does not know which requests were executed.
     SplitWithoutDups, "split-without-dups";
+    /// A write goes below a going snapshot's layer before that is joined.
+    HiddenLayer, "hidden-layer";
+    /// A discard makes a block absent although an older layer knows it.
+    DiscardUncovers, "discard-uncovers";
+    /// A view is read from its uppermost layer only.
+    ShallowView, "shallow-view";
+    /// The layer that goes is removed before its content is below.
+    JoinForgets, "join-forgets";
 }
 
 #[cfg(feature = "planted")]

@@ -9,7 +9,7 @@ use cairn_osd_core::{CasOutcome, CasToken, DownEvidence, PgChange, PgDecision};
 use cairn_proto::meta;
 use cairn_types::map::{ClusterMap, PgConfig};
 use cairn_types::scrub::{Damage, DamagedBlock, ScrubOutcome};
-use cairn_types::{Epoch, Incarnation, OsdId, PgId, VolumeId};
+use cairn_types::{ConfVersion, Epoch, Incarnation, OsdId, PgId, SnapId, VolumeId};
 use mio::Waker;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -27,8 +27,9 @@ pub(crate) enum Question {
     Propose(CasToken, Vec<PgChange>),
     /// Say that this OSD is down.
     Down(OsdId, Incarnation, DownEvidence),
-    /// Say that this PG holds nothing of a deleted volume any more.
-    Purged(VolumeId, PgId),
+    /// Say that this PG holds nothing of a deleted volume any more, or no layer above these snapshots of it, as long as
+    /// this interval lasts.
+    Purged(VolumeId, PgId, Vec<SnapId>, ConfVersion),
     /// This epoch is durable here.
     Acknowledge(Epoch),
     /// Say what a scrub found.
@@ -156,7 +157,9 @@ impl Control {
                 };
                 self.client.osd_is_down(Some(self.osd), osd, incarnation, evidence).await.map(|_| ())
             }
-            Question::Purged(volume, pg) => self.client.purged(self.osd, self.incarnation, volume, pg).await,
+            Question::Purged(volume, pg, snapshots, interval) => {
+                self.client.purged((self.osd, self.incarnation), (volume, pg), &snapshots, interval).await
+            }
             Question::Scrubbed(outcome) => {
                 let (pg, order) = (outcome.pg, outcome.order);
                 let reported = self.client.report_scrub(self.scrub_report(&outcome)).await;

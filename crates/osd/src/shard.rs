@@ -264,7 +264,9 @@ impl Shard {
                 tracing::warn!(%osd, %incarnation, ?evidence, "does not answer");
                 self.question(Question::Down(osd, incarnation, evidence));
             }
-            Output::ReportPurged { volume, pg } => self.question(Question::Purged(volume, pg)),
+            Output::ReportPurged { volume, pg, snapshots, interval } => {
+                self.question(Question::Purged(volume, pg, snapshots, interval));
+            }
             Output::ReportScrub { outcome } => {
                 note_scrub(&outcome);
                 self.question(Question::Scrubbed(outcome));

@@ -141,7 +141,8 @@ impl Cluster {
             replaces: None,
         };
         let holding = Holding::attach(&self.client, &claim).await.unwrap();
-        Volume::open(&holding, self.client.watch_map(), Options::default()).with_deadline(PATIENCE)
+        Volume::open(&holding, self.client.watch_map(), Some(self.client.clone()), Options::default())
+            .with_deadline(PATIENCE)
     }
 
     async fn shut_down(self) {

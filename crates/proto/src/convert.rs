@@ -5,7 +5,8 @@
 //! Nothing here decides anything.
 
 use cairn_types::map::{
-    Born, ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, Settings, UnknownFailureDomain, VolumeFence,
+    Born, ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, Settings, SnapPhase, UnknownFailureDomain,
+    VolumeFence,
 };
 use cairn_types::peer::LogPoint;
 use cairn_types::volume::{AttachMode, Attachment, Volume, VolumeSpec};
@@ -252,6 +253,7 @@ impl From<(VolumeId, &VolumeFence)> for meta::VolumeFence {
             generations: fence.generations.iter().map(|g| g.0).collect(),
             read_only: fence.read_only.iter().map(|g| g.0).collect(),
             purging: fence.purging,
+            snapshots: fence.snapshots.iter().map(|(id, phase)| snapshot_mark(*id, *phase)).collect(),
         }
     }
 }
@@ -263,8 +265,30 @@ impl From<meta::VolumeFence> for (VolumeId, VolumeFence) {
             generations: fence.generations.into_iter().map(Generation).collect(),
             read_only: fence.read_only.into_iter().map(Generation).collect(),
             purging: fence.purging,
+            snapshots: fence.snapshots.iter().map(|mark| (SnapId(mark.id), snap_phase(mark.phase()))).collect(),
         };
         (VolumeId(fence.volume), config)
+    }
+}
+
+/// A snapshot's place in the list of its volume.
+#[must_use]
+pub fn snapshot_mark(id: SnapId, phase: SnapPhase) -> meta::SnapshotMark {
+    let phase = match phase {
+        SnapPhase::Taking => meta::SnapshotPhase::Taking,
+        SnapPhase::Ready => meta::SnapshotPhase::Ready,
+        SnapPhase::Going => meta::SnapshotPhase::Going,
+    };
+    meta::SnapshotMark { id: id.0, phase: phase.into() }
+}
+
+/// Where a snapshot stands; one of an unknown phase is on its way.
+#[must_use]
+pub fn snap_phase(phase: meta::SnapshotPhase) -> SnapPhase {
+    match phase {
+        meta::SnapshotPhase::Unspecified | meta::SnapshotPhase::Taking => SnapPhase::Taking,
+        meta::SnapshotPhase::Ready => SnapPhase::Ready,
+        meta::SnapshotPhase::Going => SnapPhase::Going,
     }
 }
 
@@ -514,6 +538,7 @@ mod tests {
             generations: [Generation(1), Generation(4)].into(),
             read_only: [Generation(4)].into(),
             purging: false,
+            snapshots: [(SnapId(2), SnapPhase::Ready), (SnapId(5), SnapPhase::Taking)].into(),
         };
         map.volumes.insert(VolumeId(7), fence);
         map

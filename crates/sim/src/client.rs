@@ -9,8 +9,11 @@ use bytes::Bytes;
 use cairn_client_core::{Config, Core, IoError, Op, OpId, Output, Timing};
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
-use cairn_proto::meta::{AttachMode, AttachReply, AttachRequest, CommandReply, DetachRequest, VolumeRef, volume_ref};
-use cairn_types::map::ClusterMap;
+use cairn_proto::meta::{
+    AttachMode, AttachReply, AttachRequest, CommandReply, CreateSnapshotRequest, DeleteSnapshotRequest, DetachRequest,
+    ReportDrainedRequest, SnapshotRef, VolumeRef, snapshot_ref, volume_ref,
+};
+use cairn_types::map::{ClusterMap, SnapPhase};
 use cairn_types::{BLOCK_SIZE, Epoch, Generation, OsdId, PoolId, SessionId, SnapId, TraceId, VolumeId};
 
 use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
@@ -19,6 +22,7 @@ use crate::history::{Block, History, block_of, value_of};
 use crate::osd::Directory;
 use crate::plan::READER;
 use crate::profile::Profile;
+use crate::rng::Rng;
 
 /// Operations under way at once.
 const WINDOW: usize = 4;
@@ -34,6 +38,17 @@ struct Running {
     blocks: Vec<(Block, usize)>,
     is_read: bool,
 }
+
+/// What a call to the metadata service was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Attach,
+    Snapshot,
+    Other,
+}
+
+/// A snapshot, with the moment at which everything acknowledged before was in it.
+pub(crate) type Taken = (VolumeId, SnapId, Nanos);
 
 #[derive(Debug)]
 enum Holding {
@@ -63,7 +78,7 @@ pub(crate) struct ClientHost {
     /// It holds the volume beside others.
     pub(crate) shared: bool,
     holding: Holding,
-    caller: Caller<()>,
+    caller: Caller<Asked>,
     session: u128,
     generation: u64,
     map: Arc<ClusterMap>,
@@ -85,6 +100,17 @@ pub(crate) struct ClientHost {
     pub(crate) sweep: Vec<u64>,
     ask: u64,
     pub(crate) failure: Option<String>,
+    /// It holds no volume and reads snapshots.
+    pub(crate) views: bool,
+    view: SnapId,
+    /// Snapshots to be read whole at the end.
+    pub(crate) to_view: Vec<(VolumeId, SnapId)>,
+    /// Blocks that were read of snapshots.
+    pub(crate) viewed: Vec<(Block, SnapId, u64)>,
+    /// Snapshots of the volume it holds.
+    pub(crate) taken: Vec<Taken>,
+    taking: bool,
+    snapshots: u64,
 }
 
 impl ClientHost {
@@ -112,6 +138,13 @@ impl ClientHost {
             sweep: Vec::new(),
             ask: 0,
             failure: None,
+            views: false,
+            view: SnapId::HEAD,
+            to_view: Vec::new(),
+            viewed: Vec::new(),
+            taken: Vec::new(),
+            taking: false,
+            snapshots: 0,
         }
     }
 
@@ -163,7 +196,7 @@ impl ClientHost {
             steal: true,
             replaces: 0,
         };
-        self.caller.call(bus, Payload::Attach(request), ());
+        self.caller.call(bus, Payload::Attach(request), Asked::Attach);
         self.holding = Holding::Asking;
     }
 
@@ -176,7 +209,7 @@ impl ClientHost {
         let Some(volume) = self.volume.take() else { return };
         let volume = Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) });
         let request = DetachRequest { mutation: None, volume, generation: self.generation };
-        self.caller.call(bus, Payload::Detach(request), ());
+        self.caller.call(bus, Payload::Detach(request), Asked::Other);
         self.holding = Holding::Nothing;
         self.ops.clear();
         self.links.clear();
@@ -199,7 +232,7 @@ impl ClientHost {
 
     /// Somebody else was told that it holds the volume, `shared` or alone. Gives what is over with that.
     pub(crate) fn supersede(&mut self, volume: VolumeId, shared: bool) -> Vec<(Block, usize)> {
-        if self.volume != Some(volume) || (shared && self.shared) {
+        if self.views || self.volume != Some(volume) || (shared && self.shared) {
             return Vec::new();
         }
         self.superseded = true;
@@ -222,6 +255,9 @@ impl ClientHost {
                 self.map_at = bus.now;
                 self.caller.turn_away();
                 self.watch(bus);
+            }
+            if self.views {
+                self.view_next(bus);
             }
             let silent = self.links.iter().filter(|(_, link)| !link.up).map(|(osd, _)| *osd).collect::<Vec<_>>();
             for osd in silent {
@@ -285,7 +321,11 @@ impl ClientHost {
     }
 
     fn answered(&mut self, bus: &mut Bus, session: u128, seq: u64, reply: &CommandReply) {
-        if self.caller.answered(session, seq).is_none() || !matches!(self.holding, Holding::Asking) {
+        let asked = self.caller.answered(session, seq);
+        if asked == Some(Asked::Snapshot) {
+            self.taking = false;
+        }
+        if asked != Some(Asked::Attach) || !matches!(self.holding, Holding::Asking) {
             return;
         }
         match &reply.result {
@@ -293,9 +333,88 @@ impl ClientHost {
                 bus.say(|| format!("client {} attached g{} at e{}", self.index, reply.generation, reply.epoch));
                 self.holding = Holding::Fencing { reply: Box::new(reply.clone()) };
             }
-            // Of the volume held before; it was slow to come.
-            Some(Answer::Detach(_)) => {}
             other => self.failure = Some(format!("attach was refused: {other:?}")),
+        }
+    }
+
+    /// A snapshot of what it holds is taken, or one that was taken before is deleted.
+    fn snapshot(&mut self, bus: &mut Bus, volume: VolumeId) {
+        let known = self.map.volumes.get(&volume).map(|fence| &fence.snapshots);
+        let ready = known.into_iter().flatten().filter(|(_, phase)| **phase == SnapPhase::Ready).map(|(id, _)| *id);
+        let ready = ready.collect::<Vec<_>>();
+        if ready.len() >= 3 || (!ready.is_empty() && bus.rng.chance(300)) {
+            let by = Some(snapshot_ref::By::Id(bus.rng.pick(&ready).0));
+            let request = DeleteSnapshotRequest { mutation: None, snapshot: Some(SnapshotRef { by }) };
+            self.caller.call(bus, Payload::DeleteSnapshot(request), Asked::Other);
+        } else if !self.taking {
+            self.taking = true;
+            self.snapshots += 1;
+            let request = CreateSnapshotRequest {
+                mutation: None,
+                name: format!("{}-{}", self.index, self.snapshots),
+                volume: Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) }),
+                labels: Default::default(),
+            };
+            self.caller.call(bus, Payload::CreateSnapshot(request), Asked::Snapshot);
+        }
+    }
+
+    /// The next snapshot to be read: at the end each of them whole, before that some of a few.
+    fn view_next(&mut self, bus: &mut Bus) {
+        if self.is_working() && self.sweep.is_empty() && self.ops.is_empty() {
+            self.holding = Holding::Nothing;
+            self.volume = None;
+            self.links.clear();
+        }
+        if !self.holds_nothing() {
+            return;
+        }
+        let all = self.map.volumes.iter().flat_map(|(volume, fence)| fence.snapshots.iter().map(|s| (*volume, s)));
+        let ready = all.filter(|(_, (_, phase))| **phase == SnapPhase::Ready).map(|(volume, (id, _))| (volume, *id));
+        let ready = ready.collect::<Vec<_>>();
+        let next = if self.resting {
+            self.sweep = (0..BLOCKS).collect();
+            self.to_view.pop()
+        } else if ready.is_empty() {
+            None
+        } else {
+            let hot = &self.profile.hot;
+            let block = |rng: &mut Rng| if rng.chance(500) { *rng.pick(hot) } else { rng.below(BLOCKS) };
+            self.sweep = (0..16).map(|_| block(&mut bus.rng)).collect();
+            Some(*bus.rng.pick(&ready))
+        };
+        let Some((volume, view)) = next else {
+            self.sweep.clear();
+            return;
+        };
+        let pool = self.map.volumes.get(&volume).map_or(PoolId(0), |fence| fence.pool);
+        self.session = u128::from(bus.rng.next()) << 64 | u128::from(bus.rng.next());
+        self.volume = Some(volume);
+        self.view = view;
+        let config = Config {
+            session: SessionId(self.session),
+            volume,
+            pool,
+            generation: Generation(0),
+            min_epoch: self.map.epoch,
+            size: BLOCKS * u64::from(BLOCK_SIZE),
+            object_size: self.map.pools.get(&pool).map_or(BLOCK_SIZE, |pool| pool.object_size),
+            snap_context: SnapId(0),
+            view,
+            parents: Vec::new(),
+            read_only: true,
+            max_ops: 64,
+            max_bytes: 16 << 20,
+            max_requests: 64,
+            timing: Timing { resend: Duration::from_secs(2), ..Timing::default() },
+        };
+        let mut core = Box::new(Core::new(config, bus.rng.next()));
+        core.handle_map(Duration::from_nanos(bus.now), Arc::clone(&self.map));
+        self.links.clear();
+        self.ops.clear();
+        self.holding = Holding::Working { core };
+        for _ in 0..WINDOW {
+            bus.after(MS, Event::Work { client: self.index });
         }
     }
 
@@ -312,6 +431,8 @@ impl ClientHost {
             size: volume.size,
             object_size: volume.object_size,
             snap_context: SnapId(volume.snap_context),
+            view: SnapId::HEAD,
+            parents: Vec::new(),
             read_only: false,
             max_ops: 64,
             max_bytes: 16 << 20,
@@ -334,8 +455,14 @@ impl ClientHost {
 
     /// The next operation of the closed loop.
     pub(crate) fn handle_work(&mut self, bus: &mut Bus, history: &mut History, directory: &Directory) {
-        if self.resting && self.sweep.is_empty() {
+        if (self.resting || self.views) && self.sweep.is_empty() {
             return;
+        }
+        if let (Some(volume), true) = (self.volume, self.is_working() && !self.views && !self.resting)
+            && !self.shared
+            && bus.rng.chance(12)
+        {
+            self.snapshot(bus, volume);
         }
         let (Holding::Working { core }, Some(volume)) = (&mut self.holding, self.volume) else { return };
         if !core.has_room() || core.fatal().is_some() {
@@ -374,6 +501,7 @@ impl ClientHost {
         let is_read = matches!(op, Op::Read { .. });
         let blocks = match op {
             Op::Flush => Vec::new(),
+            _ if self.views => vec![((volume, first), 0)],
             _ => values
                 .iter()
                 .enumerate()
@@ -425,6 +553,14 @@ impl ClientHost {
                         bus.send(self.node(), Node::Osd(*index), body);
                     }
                 }
+                Output::Drained { snapshot } => {
+                    bus.stats.sometimes("a snapshot is taken between writes");
+                    let Some(volume) = self.volume else { continue };
+                    self.taken.push((volume, snapshot, bus.now));
+                    let (volume, generation, snapshot) = (volume.0, self.generation, snapshot.0);
+                    let request = ReportDrainedRequest { mutation: None, volume, generation, snapshot };
+                    self.caller.call(bus, Payload::ReportDrained(request), Asked::Other);
+                }
                 Output::Done { op, result } => self.done(bus, history, op, result),
             }
         }
@@ -432,7 +568,12 @@ impl ClientHost {
         core.invariants();
         if core.fatal().is_some() {
             bus.say(|| format!("client {} is fenced", self.index));
-            bus.stats.sometimes("a session is fenced");
+            let seen = if self.views { "a snapshot goes while it is read" } else { "a session is fenced" };
+            bus.stats.sometimes(seen);
+            if self.views {
+                self.sweep.clear();
+                self.ops.clear();
+            }
             self.holding = Holding::Nothing;
             self.volume = None;
             self.links.clear();
@@ -462,12 +603,13 @@ impl ClientHost {
                     let value = running.is_read.then(|| value_of(&data[start..start + BLOCK_SIZE as usize]));
                     match value {
                         Some(None) => self.failure = Some(format!("a read of {block:?} gave a torn block")),
+                        Some(Some(value)) if self.views => self.viewed.push((*block, self.view, value)),
                         value => history.end(*block, *at, value.flatten(), bus.now),
                     }
                     bus.note(&[block.1, value.flatten().unwrap_or(0)]);
                 }
             }
-            Err(IoError::Fenced) => return,
+            Err(IoError::Fenced | IoError::NoSnapshot) => return,
             Err(error) => self.failure = Some(format!("an operation failed: {error}")),
         }
         let pause = if self.sweep.is_empty() { bus.rng.below(self.profile.think) } else { 0 };

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use cairn_types::map::{ClusterMap, PgConfig, Pool};
+use cairn_types::map::{ClusterMap, PgConfig, Pool, SnapPhase};
 use cairn_types::peer::PgState;
-use cairn_types::{OsdId, PgId};
+use cairn_types::{ObjectId, OsdId, PgId};
 
 use crate::bus::{Event, MS};
 use crate::check::{Check, Violation, linear, lost, replicas};
@@ -21,11 +21,13 @@ impl World {
             whole && config.backfill.is_empty() && rebalance::is_settled(config)
         };
         let purged = self.volumes.get(&DOOMED).is_some_and(|volume| !map.volumes.contains_key(volume));
+        let joined = map.volumes.values().all(|fence| fence.snapshots.values().all(|phase| *phase != SnapPhase::Going));
         let divided = !map.pools.values().any(Pool::is_splitting);
         !map.pgs.is_empty()
             && map.pgs.values().all(whole)
             && divided
             && purged
+            && joined
             && self.primaries_serve()
             && self.sessions_settle()
     }
@@ -38,14 +40,20 @@ impl World {
 
     fn sessions_settle(&self) -> bool {
         self.clients.iter().all(|client| client.is_working() || client.holds_nothing())
-            && self.clients.iter().any(ClientHost::is_working)
+            && self.clients.iter().any(|client| client.is_working() && !client.views)
     }
 
     /// Clients stop making operations and read everything once more.
     pub(crate) fn sweep(&mut self) {
+        let map = Arc::clone(self.newest_map());
+        let all = map.volumes.iter().flat_map(|(volume, fence)| fence.snapshots.iter().map(|s| (*volume, s)));
+        let ready = all.filter(|(_, (_, phase))| **phase == SnapPhase::Ready).map(|(volume, (id, _))| (volume, *id));
+        let ready = ready.collect::<Vec<_>>();
         for index in 0..self.clients.len() {
             self.clients[index].resting = true;
-            if self.clients[index].is_working() {
+            if self.clients[index].views {
+                self.clients[index].to_view.clone_from(&ready);
+            } else if self.clients[index].is_working() {
                 self.clients[index].sweep = (0..BLOCKS).collect();
                 for _ in 0..4 {
                     self.bus.after(MS, Event::Work { client: index });
@@ -55,7 +63,8 @@ impl World {
     }
 
     pub(crate) fn is_swept(&self) -> bool {
-        self.clients.iter().all(|client| client.holds_nothing() || (client.sweep.is_empty() && client.is_idle()))
+        let done = |client: &ClientHost| client.holds_nothing() || (client.sweep.is_empty() && client.is_idle());
+        self.clients.iter().all(|client| done(client) && client.to_view.is_empty())
     }
 
     pub(crate) fn ailments(&self) -> String {
@@ -100,6 +109,16 @@ impl World {
             for (pg, config) in &map.pgs {
                 let content = host.medium.content(*pg, map.parts(*pg));
                 let member = config.isr.contains(&id);
+                let known = |object: &ObjectId| {
+                    let fence = map.volumes.get(&object.volume);
+                    object.snapshot.0 == 0 || fence.is_some_and(|fence| fence.snapshots.contains_key(&object.snapshot))
+                };
+                if let Some((left, _)) = content.blocks.keys().find(|(object, _)| !known(object)) {
+                    return Err(Violation::new(
+                        Check::Cleared,
+                        format!("{id} has {left:?} of {pg}, a layer of nothing"),
+                    ));
+                }
                 if let Some(left) = content.blocks.keys().find(|(object, _)| !member || Some(object.volume) == doomed) {
                     return Err(Violation::new(Check::Cleared, format!("{id} still has {left:?} of {pg}")));
                 }

@@ -53,6 +53,12 @@ impl History {
         ops.len() - 1
     }
 
+    /// A snapshot that holds what was there at that moment has this value.
+    pub(crate) fn held(&mut self, block: Block, value: u64, at: Nanos) {
+        let ops = self.blocks.entry(block).or_default();
+        ops.push(BlockOp { value, is_write: false, begun: at, ended: Some(at), until: None, fenced: false });
+    }
+
     /// Its session is over: another was told that it holds the volume in its place.
     pub(crate) fn close(&mut self, block: Block, index: usize, now: Nanos) {
         let op = &mut self.blocks.get_mut(&block).expect("it began")[index];

@@ -8,7 +8,6 @@ use cairn_types::{ObjectId, OsdId, PgId, PoolId, SnapId};
 
 use crate::bus::{Event, MS, Nanos, Node, SECOND, Weather};
 use crate::check::Check;
-use crate::client::ClientHost;
 use crate::faults::{self, Fault, Ill, Moment, Pick, Ways, Whom};
 use crate::meta::MetaHost;
 use crate::osd::OsdHost;
@@ -113,7 +112,7 @@ impl World {
                 self.bus.after(lasts, Event::Undo(fault));
             }
             Fault::Steal { volume, shared } => {
-                let free = self.clients.iter().position(ClientHost::holds_nothing);
+                let free = self.clients.iter().position(|client| client.holds_nothing() && !client.views);
                 if let (Some(client), Some(volume)) = (free, self.volumes.get(&volume)) {
                     self.clients[client].take(&mut self.bus, *volume, shared);
                 }

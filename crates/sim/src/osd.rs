@@ -661,14 +661,20 @@ impl OsdHost {
                 };
                 self.caller.as_mut().expect("alive").call(bus, Payload::ReportDown(request), Call::Other);
             }
-            Output::ReportPurged { volume, pg } => {
-                bus.stats.sometimes("a group is purged");
+            Output::ReportPurged { volume, pg, snapshots, interval } => {
+                bus.stats.sometimes(if snapshots.is_empty() {
+                    "a group is purged"
+                } else {
+                    "layers of a group are joined"
+                });
                 let request = ReportPurgedRequest {
                     mutation: None,
                     reporter: id.0,
                     incarnation: self.identity.incarnation,
                     volume: volume.0,
                     pg: Some(pg.into()),
+                    snapshots: snapshots.iter().map(|id| id.0).collect(),
+                    interval: interval.0,
                 };
                 self.caller.as_mut().expect("alive").call(bus, Payload::ReportPurged(request), Call::Other);
             }

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    CreatePoolRequest, CreateVolumeRequest, DeleteVolumeRequest, Pool, RegisterNodeRequest, VolumeRef, volume_ref,
+    CreatePoolRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, Pool, RegisterNodeRequest,
+    SnapshotRef, VolumeRef, snapshot_ref, volume_ref,
 };
-use cairn_types::map::ClusterMap;
-use cairn_types::{BLOCK_SIZE, OsdId, PgId, VolumeId};
+use cairn_types::map::{ClusterMap, SnapPhase};
+use cairn_types::{BLOCK_SIZE, OsdId, PgId, SnapId, VolumeId};
 
 use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
 use crate::caller::Caller;
@@ -84,6 +85,8 @@ pub(crate) struct World {
     pub(crate) traps: Vec<(Moment, usize, Fault)>,
     setup_done: bool,
     primaries: BTreeMap<PgId, OsdId>,
+    /// When each snapshot was taken, as far as its holder said so.
+    taken: BTreeMap<(VolumeId, SnapId), Nanos>,
     pub(crate) failure: Option<Violation>,
     pub(crate) healed: bool,
 }
@@ -101,7 +104,7 @@ impl World {
             bus,
             metas: (0..options.members).map(|index| MetaHost::new(index, options.members)).collect(),
             osds,
-            clients: (0..options.clients).map(|i| ClientHost::new(i, options.members, profile.clone())).collect(),
+            clients: clients_of(&options, &profile),
             profile,
             keeper: Caller::new(Node::Keeper, 0x6b65_6570, options.members),
             directory: Directory::default(),
@@ -122,6 +125,7 @@ impl World {
             traps: Vec::new(),
             setup_done: false,
             primaries: BTreeMap::new(),
+            taken: BTreeMap::new(),
             failure: None,
             healed: false,
             options,
@@ -400,6 +404,16 @@ impl World {
         if let Some(failure) = self.clients[index].failure.take() {
             self.fail(Check::Client, |_| format!("client {index}: {failure}"));
         }
+        for (volume, snapshot, at) in std::mem::take(&mut self.clients[index].taken) {
+            self.taken.insert((volume, snapshot), at);
+        }
+        for (block, view, value) in std::mem::take(&mut self.clients[index].viewed) {
+            // Whoever is ready for a later snapshot was so for the earlier ones at that moment.
+            match self.taken.range((block.0, view)..=(block.0, SnapId::HEAD)).next() {
+                Some((_, at)) => self.history.held(block, value, *at),
+                None => self.fail(Check::Client, |_| format!("{view} is complete although nobody said so")),
+            }
+        }
         if std::mem::take(&mut self.clients[index].took_over)
             && let Some(volume) = self.clients[index].volume
         {
@@ -471,6 +485,7 @@ impl World {
                         pool: String::new(),
                         size: BLOCKS * u64::from(BLOCK_SIZE),
                         labels: Default::default(),
+                        source: None,
                     };
                     self.keeper.call(&mut self.bus, Payload::CreateVolume(request), Setup::Volume(index));
                 }
@@ -484,6 +499,9 @@ impl World {
                     self.clients[index].take(&mut self.bus, volume, false);
                 }
             }
+            (Some(Setup::Delete), Some(Answer::DeleteVolume(_))) if self.doomed_has_snapshots() => {
+                self.bus.after(SECOND, Event::Doom);
+            }
             (Some(Setup::Delete), Some(Answer::Error(_))) => {
                 // Still held: the detachment is on its way.
                 self.bus.after(SECOND, Event::Doom);
@@ -495,9 +513,21 @@ impl World {
         }
     }
 
-    /// The doomed volume is let go and deleted.
+    fn doomed_has_snapshots(&self) -> bool {
+        let fence = self.volumes.get(&DOOMED).and_then(|volume| self.newest_map().volumes.get(volume));
+        fence.is_some_and(|fence| !fence.purging)
+    }
+
+    /// The doomed volume is let go and deleted, with its snapshots.
     fn doom(&mut self) {
         let Some(volume) = self.volumes.get(&DOOMED).copied() else { return };
+        let fence = self.newest_map().volumes.get(&volume);
+        let stays = |(id, phase): (&SnapId, &SnapPhase)| (*phase != SnapPhase::Going).then_some(*id);
+        for snapshot in fence.map(|fence| fence.snapshots.iter().filter_map(stays).collect()).unwrap_or_else(Vec::new) {
+            let by = Some(snapshot_ref::By::Id(snapshot.0));
+            let request = DeleteSnapshotRequest { mutation: None, snapshot: Some(SnapshotRef { by }) };
+            self.keeper.call(&mut self.bus, Payload::DeleteSnapshot(request), Setup::Other);
+        }
         if let Some(holder) = self.clients.iter_mut().find(|client| client.volume == Some(volume)) {
             holder.release(&mut self.bus);
         }
@@ -505,4 +535,12 @@ impl World {
         let request = DeleteVolumeRequest { mutation: None, volume };
         self.keeper.call(&mut self.bus, Payload::DeleteVolume(request), Setup::Delete);
     }
+}
+
+/// The clients of the plan, and one that reads snapshots.
+fn clients_of(options: &Options, profile: &Profile) -> Vec<ClientHost> {
+    let all = (0..=options.clients).map(|index| ClientHost::new(index, options.members, profile.clone()));
+    let mut clients = all.collect::<Vec<_>>();
+    clients[options.clients].views = true;
+    clients
 }

@@ -73,7 +73,7 @@ counter!(
 );
 
 impl SnapId {
-    /// In an `ObjectId`: the live object, not a snapshot of it.
+    /// In what a client asks: the volume as it is now, not one of its snapshots.
     pub const HEAD: SnapId = SnapId(u64::MAX);
 }
 
@@ -145,7 +145,11 @@ pub struct RequestId {
     pub seq: u64,
 }
 
-/// One object of one volume: `object_size` bytes of it, as seen by one snapshot or by the head. Never reused.
+/// One object of one volume: `object_size` bytes of it. Never reused.
+///
+/// On disk and in the log it is one *layer*: what was written under one snapshot context, which is to say after that
+/// snapshot and before the next one. A snapshot sees the layers below it, the newest that knows a block first; the head
+/// sees all of them. In what a client asks it is such a *view*.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectId {
     /// The pool that stores it.
@@ -154,17 +158,18 @@ pub struct ObjectId {
     pub volume: VolumeId,
     /// Offset within the volume in units of the object size.
     pub index: u64,
-    /// [`SnapId::HEAD`] for the live object.
+    /// Of a layer: the context of its writes, 0 before the first snapshot. Of a view: the snapshot, or
+    /// [`SnapId::HEAD`].
     pub snapshot: SnapId,
 }
 
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{:x}", self.pool.0, self.volume.0, self.index)?;
-        if self.snapshot != SnapId::HEAD {
-            write!(f, "@{}", self.snapshot.0)?;
+        match self.snapshot {
+            SnapId::HEAD | SnapId(0) => Ok(()),
+            SnapId(id) => write!(f, "@{id}"),
         }
-        Ok(())
     }
 }
 
@@ -175,8 +180,20 @@ impl fmt::Debug for ObjectId {
 }
 
 impl ObjectId {
-    /// The hash that decides its PG and its place in the index: of (volume, index) only, so that snapshots lie
-    /// beside their head. A 64-bit finaliser (splitmix64); part of the format, fixed for life.
+    /// The same piece of the volume in another layer or view.
+    #[must_use]
+    pub fn at(self, snapshot: SnapId) -> Self {
+        Self { snapshot, ..self }
+    }
+
+    /// Whether the two are layers of the same piece of a volume.
+    #[must_use]
+    pub fn is_beside(&self, other: Self) -> bool {
+        self.at(other.snapshot) == other
+    }
+
+    /// The hash that decides its PG and its place in the index: of (volume, index) only, so that layers lie beside each
+    /// other. A 64-bit finaliser (splitmix64); part of the format, fixed for life.
     #[must_use]
     pub fn hash(&self) -> u64 {
         object_hash(self.volume, self.index)
@@ -232,7 +249,7 @@ mod tests {
         assert_eq!(object_hash(VolumeId(1), 0), 0x17e4_fb8b_2118_8f61);
         let a = ObjectId { pool: PoolId(1), volume: VolumeId(7), index: 3, snapshot: SnapId::HEAD };
         let b = ObjectId { snapshot: SnapId(4), ..a };
-        assert_eq!(a.hash(), b.hash(), "snapshots lie beside their head");
+        assert_eq!(a.hash(), b.hash(), "layers lie beside each other");
     }
 
     #[test]

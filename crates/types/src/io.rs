@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{ConfVersion, Epoch, Generation, ObjectId, PgId, RequestId, SnapId, TraceId, VolumeId};
+use crate::{BLOCK_SIZE, ConfVersion, Epoch, Generation, ObjectId, PgId, RequestId, SnapId, TraceId, VolumeId};
 
 /// One request to the primary of one PG, about one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,12 +118,32 @@ pub struct ReadData {
     pub blocks: Vec<BlockState>,
 }
 
+impl ReadData {
+    /// This where it knows what is there, and elsewhere what lies below; `below` begins at this block of it.
+    #[must_use]
+    pub fn over(self, below: &Self, first: u32) -> Self {
+        let Self { data, mut blocks } = self;
+        let mut data = bytes::BytesMut::from(data);
+        for (index, state) in below.blocks.iter().enumerate() {
+            let at = first as usize + index;
+            if blocks.get(at) == Some(&BlockState::Absent) {
+                blocks[at] = *state;
+                if let BlockState::Data { .. } = state {
+                    let size = BLOCK_SIZE as usize;
+                    data[at * size..(at + 1) * size].copy_from_slice(&below.data[index * size..(index + 1) * size]);
+                }
+            }
+        }
+        Self { data: data.freeze(), blocks }
+    }
+}
+
 /// What one 4 KiB block is, by an explicit record (I10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlockState {
     /// Never written, or discarded; a clone reads its parent here.
     Absent,
-    /// Written as zeros.
+    /// Written as zeros; or discarded where an older layer may know the block.
     Zero,
     /// Data with this crc32c.
     Data {
@@ -156,9 +176,12 @@ pub enum Refusal {
     /// The generation may only read.
     #[error("the volume is attached read-only")]
     ReadOnly,
-    /// The object has a newer snapshot context: ask the metadata service for the volume's.
-    #[error("the snapshot context is older than the object's")]
+    /// The volume has a newer snapshot: the map says which.
+    #[error("the snapshot context is older than the volume's newest snapshot")]
     StaleSnapContext,
+    /// The snapshot that is to be read does not exist, or not any more.
+    #[error("there is no such snapshot")]
+    NoSnapshot,
     /// No copy with a matching checksum could be found.
     #[error("no copy of the block has a matching checksum")]
     Corrupt,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::peer::LogPoint;
-use crate::{ConfVersion, Epoch, Generation, Incarnation, OsdId, PgId, PoolId, VolumeId};
+use crate::{ConfVersion, Epoch, Generation, Incarnation, OsdId, PgId, PoolId, SnapId, VolumeId};
 
 /// Everything an OSD or a client must know to find data and to refuse what is stale.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -261,6 +261,41 @@ pub struct VolumeFence {
     pub read_only: BTreeSet<Generation>,
     /// The volume is deleted: primaries remove its objects and report each PG purged.
     pub purging: bool,
+    /// Its snapshots, those that are being taken and those that are going included.
+    pub snapshots: BTreeMap<SnapId, SnapPhase>,
+}
+
+/// Where a snapshot stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SnapPhase {
+    /// Its holders are finishing what they have under way; from then on they write with its context.
+    Taking,
+    /// It holds what was acknowledged before; nobody writes with an older context any more.
+    Ready,
+    /// It is deleted, or could not be taken: what was written after it is joined with what was written before.
+    Going,
+}
+
+impl VolumeFence {
+    /// The context that every writer has at least.
+    #[must_use]
+    pub fn oldest_context(&self) -> SnapId {
+        let ready = self.snapshots.iter().rev().find(|(_, phase)| **phase == SnapPhase::Ready);
+        ready.map_or(SnapId(0), |(id, _)| *id)
+    }
+
+    /// The newest snapshot that is or will be, of those up to this one; 0 when there is none.
+    #[must_use]
+    pub fn newest_through(&self, through: SnapId) -> SnapId {
+        let mut older = self.snapshots.range(..=through).rev();
+        older.find(|(_, phase)| **phase != SnapPhase::Going).map_or(SnapId(0), |(id, _)| *id)
+    }
+
+    /// The layers that an object may have below a view, lowest first: what was written before the first snapshot, and
+    /// what was written after each of them.
+    pub fn layers_below(&self, view: SnapId) -> impl Iterator<Item = SnapId> + '_ {
+        std::iter::once(SnapId(0)).chain(self.snapshots.range(..view).map(|(id, _)| *id))
+    }
 }
 
 impl ClusterMap {

@@ -118,6 +118,12 @@ impl EntryOp {
         }
     }
 
+    /// Whether it touches a block of the range in any layer of the object.
+    #[must_use]
+    pub fn touches_beside(&self, object: ObjectId, offset: u32, len: u32) -> bool {
+        self.object().is_beside(object) && self.touches(self.object(), offset, len)
+    }
+
     /// Whether the two touch a common block.
     #[must_use]
     pub fn touches(&self, object: ObjectId, offset: u32, len: u32) -> bool {

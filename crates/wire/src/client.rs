@@ -200,6 +200,7 @@ fn put_refusal(refusal: Refusal, out: &mut BytesMut) {
         Refusal::NoSpace => (8, 0),
         Refusal::AlreadyAcked => (9, 0),
         Refusal::Malformed => (10, 0),
+        Refusal::NoSnapshot => (11, 0),
     };
     out.put_u16_le(code);
     out.put_u64_le(epoch);
@@ -218,6 +219,7 @@ fn take_refusal(fields: &mut Fields<'_>) -> Result<Refusal, WireError> {
         (8, Epoch(0)) => Refusal::NoSpace,
         (9, Epoch(0)) => Refusal::AlreadyAcked,
         (10, Epoch(0)) => Refusal::Malformed,
+        (11, Epoch(0)) => Refusal::NoSnapshot,
         _ => return Err(fields.malformed()),
     })
 }

@@ -82,7 +82,7 @@ fn read_data() -> impl Strategy<Value = ReadData> {
 }
 
 fn refusal() -> impl Strategy<Value = Refusal> {
-    (0..10u8, any::<u64>()).prop_map(|(code, epoch)| match code {
+    (0..11u8, any::<u64>()).prop_map(|(code, epoch)| match code {
         0 => Refusal::NotPrimary { epoch: Epoch(epoch) },
         1 => Refusal::StaleMap { epoch: Epoch(epoch) },
         2 => Refusal::Busy,
@@ -92,6 +92,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         6 => Refusal::Corrupt,
         7 => Refusal::NoSpace,
         8 => Refusal::AlreadyAcked,
+        9 => Refusal::NoSnapshot,
         _ => Refusal::Malformed,
     })
 }

@@ -1,12 +1,14 @@
 //! What each controller call does.
 
 use cairn_meta_client::{MetaClient, MetaError};
+use cairn_proto::csi::volume_content_source::{Type as Source, VolumeSource};
 use cairn_proto::{csi, meta};
 use cairn_types::VolumeId;
 use cairn_types::volume::AttachMode;
 use tonic::Code;
 
 use super::pools;
+use super::snapshots::Content;
 use crate::capability::{Access, Capability};
 use crate::capacity::Bounds;
 use crate::error::CsiError;
@@ -14,7 +16,7 @@ use crate::fields::{ATTACH_MODE, checked_name, known, number, present};
 use crate::parameters::Parameters;
 use crate::turns::Turns;
 
-type Outcome<T> = Result<T, CsiError>;
+pub(super) type Outcome<T> = Result<T, CsiError>;
 
 /// One call's view: the metadata service under its request id.
 pub(super) struct Calls {
@@ -28,16 +30,32 @@ impl Calls {
         let capabilities = Capability::parse_all(&request.volume_capabilities)?;
         let wanted = Parameters::parse(&request.parameters)?;
         Parameters::refuse_mutable(&request.mutable_parameters)?;
-        if request.volume_content_source.is_some() {
-            return Err(CsiError::Unsupported("this version cannot make a volume from a snapshot or another volume"));
-        }
         let bounds = Bounds::of(request.capacity_range.as_ref())?;
         let least = capabilities.iter().map(Capability::least).max().unwrap_or_default();
-        let size = bounds.size(least)?;
+        let source = request.volume_content_source;
         let _turn = self.turns.take(name).await;
-        let pool = self.pool(&wanted).await?;
+        if let Some(existing) = self.made_of(name, source.as_ref()).await?
+            && bounds.fits(existing.size)
+        {
+            return Ok(csi::CreateVolumeResponse { volume: Some(shown_with(&existing, source)) });
+        }
+        let content = self.content(name, source.as_ref()).await?;
+        let least = content.as_ref().map_or(least, |content| least.max(content.snapshot.size));
+        let size = bounds.size(least)?;
+        let pool = match &content {
+            // Where nothing else is said, a clone lies beside its source.
+            Some(content) if wanted.is_silent() => content.snapshot.pool_name.clone(),
+            _ => self.pool(&wanted).await?,
+        };
         let labels = wanted.labels.into_iter().collect();
-        let create = meta::CreateVolumeRequest { mutation: None, name: name.to_owned(), pool, size, labels };
+        let create = meta::CreateVolumeRequest {
+            mutation: None,
+            name: name.to_owned(),
+            pool,
+            size,
+            labels,
+            source: content.as_ref().map(Content::reference),
+        };
         let volume = match self.meta.create_volume(create.clone()).await {
             Ok(reply) => reply.volume.ok_or(CsiError::Unreadable("volume"))?,
             // The metadata service wants the very same size; a range is met by others too.
@@ -45,7 +63,26 @@ impl Calls {
             Err(error) => return Err(error.into()),
         };
         tracing::info!(volume = volume.id, pool = volume.pool_name, size = volume.size, "created");
-        Ok(csi::CreateVolumeResponse { volume: Some(shown(&volume)) })
+        if let Some(content) = &content {
+            self.release(content).await?;
+        }
+        Ok(csi::CreateVolumeResponse { volume: Some(shown_with(&volume, source)) })
+    }
+
+    /// A clone of that name that was made of this source before. The snapshot of a cloned volume has lost its name since.
+    async fn made_of(&self, name: &str, source: Option<&csi::VolumeContentSource>) -> Outcome<Option<meta::Volume>> {
+        let Some(Source::Volume(VolumeSource { volume_id })) = source.and_then(|source| source.r#type.as_ref()) else {
+            return Ok(None);
+        };
+        let by = Some(meta::volume_ref::By::Name(name.to_owned()));
+        let found = self.meta.get_volume(meta::GetVolumeRequest { volume: Some(meta::VolumeRef { by }) }).await;
+        let found = match found {
+            Ok(found) => found.volume,
+            Err(error) if error.is_not_found() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let same = |volume: &meta::Volume| volume.parents.first().is_some_and(|p| p.volume.to_string() == *volume_id);
+        Ok(found.filter(same))
     }
 
     /// The name of the pool that is meant.
@@ -70,6 +107,8 @@ impl Calls {
             format!("it has {} bytes", volume.size)
         } else if volume.pool_name != wanted.pool {
             format!("it is in pool `{}` and not in `{}`", volume.pool_name, wanted.pool)
+        } else if volume.parents.first().map(|parent| parent.snapshot) != source_of(wanted) {
+            "it was made of something else".to_owned()
         } else {
             return Ok(volume);
         };
@@ -243,6 +282,17 @@ fn by_id(volume: VolumeId) -> meta::VolumeRef {
     meta::VolumeRef { by: Some(meta::volume_ref::By::Id(volume.0)) }
 }
 
+fn source_of(wanted: &meta::CreateVolumeRequest) -> Option<u64> {
+    match wanted.source.as_ref().and_then(|source| source.by.as_ref()) {
+        Some(meta::snapshot_ref::By::Id(id)) => Some(*id),
+        _ => None,
+    }
+}
+
+fn shown_with(volume: &meta::Volume, content_source: Option<csi::VolumeContentSource>) -> csi::Volume {
+    csi::Volume { content_source, ..shown(volume) }
+}
+
 fn shown(volume: &meta::Volume) -> csi::Volume {
     csi::Volume {
         capacity_bytes: signed(volume.size),
@@ -253,6 +303,6 @@ fn shown(volume: &meta::Volume) -> csi::Volume {
     }
 }
 
-fn signed(bytes: u64) -> i64 {
+pub(super) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

@@ -3,6 +3,7 @@
 
 mod calls;
 mod pools;
+mod snapshots;
 
 use cairn_meta_client::MetaClient;
 use cairn_proto::csi::controller_server::Controller;
@@ -26,8 +27,6 @@ use crate::call;
 use crate::error::CsiError;
 use crate::turns::Turns;
 use calls::Calls;
-
-const NO_SNAPSHOTS: CsiError = CsiError::Unsupported("this version has no snapshots; copy the data to a new volume");
 
 /// Serves `csi.v1.Controller`.
 #[derive(Clone)]
@@ -131,6 +130,10 @@ impl Controller for ControllerService {
             rpc::Type::PublishReadonly,
             rpc::Type::ExpandVolume,
             rpc::Type::SingleNodeMultiWriter,
+            rpc::Type::CreateDeleteSnapshot,
+            rpc::Type::ListSnapshots,
+            rpc::Type::GetSnapshot,
+            rpc::Type::CloneVolume,
         ];
         let capability =
             |able: rpc::Type| ControllerServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: able.into() })) };
@@ -139,27 +142,30 @@ impl Controller for ControllerService {
 
     async fn create_snapshot(
         &self,
-        _: Request<CreateSnapshotRequest>,
+        request: Request<CreateSnapshotRequest>,
     ) -> Result<Response<CreateSnapshotResponse>, Status> {
-        Err(NO_SNAPSHOTS.into())
+        forward!(self, request, create_snapshot, name)
     }
 
     async fn delete_snapshot(
         &self,
-        _: Request<DeleteSnapshotRequest>,
+        request: Request<DeleteSnapshotRequest>,
     ) -> Result<Response<DeleteSnapshotResponse>, Status> {
-        Err(NO_SNAPSHOTS.into())
+        forward!(self, request, delete_snapshot, snapshot_id)
     }
 
     async fn list_snapshots(
         &self,
-        _: Request<ListSnapshotsRequest>,
+        request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<ListSnapshotsResponse>, Status> {
-        Err(NO_SNAPSHOTS.into())
+        forward!(self, request, list_snapshots, starting_token)
     }
 
-    async fn get_snapshot(&self, _: Request<GetSnapshotRequest>) -> Result<Response<GetSnapshotResponse>, Status> {
-        Err(NO_SNAPSHOTS.into())
+    async fn get_snapshot(
+        &self,
+        request: Request<GetSnapshotRequest>,
+    ) -> Result<Response<GetSnapshotResponse>, Status> {
+        forward!(self, request, get_snapshot, snapshot_id)
     }
 
     async fn controller_get_volume(

@@ -8,6 +8,7 @@ mod osd;
 mod pg;
 mod pool;
 mod restore;
+mod snapshot;
 mod status;
 mod verify;
 mod volume;
@@ -28,6 +29,7 @@ pub(crate) use node::{NodeVerb, run as node};
 pub(crate) use osd::{OsdVerb, run as osd};
 pub(crate) use pg::{PgVerb, run as pg};
 pub(crate) use pool::{PoolVerb, run as pool};
+pub(crate) use snapshot::{SnapshotVerb, run as snapshot};
 pub(crate) use status::{HealthVerb, health, status};
 pub(crate) use volume::{VolumeVerb, run as volume};
 

@@ -20,10 +20,13 @@ pub(crate) enum VolumeVerb {
     Create {
         /// Its name.
         name: String,
-        /// Its size: 10Gi.
-        #[arg(long, value_parser = size::parse)]
+        /// Its size: 10Gi. Of a clone it may be left out.
+        #[arg(long, value_parser = size::parse, required_unless_present = "from", default_value = "0", hide_default_value = true)]
         size: u64,
-        /// Its pool; may be left out when there is only one.
+        /// A clone of this snapshot: there at once, and independent of what becomes of the snapshot's volume.
+        #[arg(long, value_name = "SNAPSHOT")]
+        from: Option<String>,
+        /// Its pool; may be left out when there is only one, or for a clone beside its source.
         #[arg(long, default_value = "")]
         pool: String,
     },
@@ -77,8 +80,10 @@ pub(crate) enum VolumeVerb {
 pub(crate) async fn run(verb: VolumeVerb, target: &Target) -> Outcome {
     let client = target.connect()?.0;
     match verb {
-        VolumeVerb::Create { name, size, pool } => {
-            let request = meta::CreateVolumeRequest { mutation: None, name, pool, size, labels: Default::default() };
+        VolumeVerb::Create { name, size, from, pool } => {
+            let source = from.as_deref().map(super::snapshot::reference).transpose()?;
+            let labels = Default::default();
+            let request = meta::CreateVolumeRequest { mutation: None, name, pool, size, labels, source };
             let reply = client.create_volume(request).await?;
             let verb = if reply.existed { "exists already" } else { "made" };
             one(reply.volume, verb, target.output)
@@ -148,6 +153,9 @@ async fn remove(client: &MetaClient, name: &str, dry_run: bool) -> Outcome {
     let volume = find(client, name).await?;
     if dry_run {
         println!("would delete volume {} ({}) and its data", volume.name, size::show(volume.size));
+        if volume.snapshots > 0 {
+            println!("its {} snapshots would stay until they are deleted themselves", volume.snapshots);
+        }
         return Ok(());
     }
     let by = Some(meta::volume_ref::By::Id(volume.id));
@@ -156,7 +164,7 @@ async fn remove(client: &MetaClient, name: &str, dry_run: bool) -> Outcome {
     Ok(())
 }
 
-async fn find(client: &MetaClient, name: &str) -> Result<meta::Volume, Failure> {
+pub(super) async fn find(client: &MetaClient, name: &str) -> Result<meta::Volume, Failure> {
     let request = meta::GetVolumeRequest { volume: Some(reference(name)?) };
     let volume = client.get_volume(request).await?.volume;
     volume.ok_or_else(|| Failure::new(Code::NotFound, format!("there is no volume {name}")))
@@ -176,7 +184,7 @@ async fn all(client: &MetaClient) -> Result<Vec<meta::Volume>, Failure> {
     }
 }
 
-fn reference(text: &str) -> Result<meta::VolumeRef, Failure> {
+pub(super) fn reference(text: &str) -> Result<meta::VolumeRef, Failure> {
     let by = match text.strip_prefix("id:") {
         Some(number) => {
             let wrong = |_| Failure::new(Code::Failed, format!("`{text}` is not a volume id; write id:NUMBER"));
@@ -196,7 +204,8 @@ fn to_json(volume: &meta::Volume) -> Value {
     json!({
         "id": volume.id, "name": volume.name, "pool": volume.pool_name, "size": volume.size,
         "labels": volume.labels, "attachments": attachments, "published_nodes": volume.published_nodes,
-        "created_at_s": volume.created_at_s,
+        "created_at_s": volume.created_at_s, "snapshots": volume.snapshots,
+        "parent_snapshot": volume.parents.first().map(|parent| parent.snapshot),
     })
 }
 
@@ -242,6 +251,10 @@ fn info(volume: &meta::Volume, format: Format) -> Outcome {
         "published   {}",
         if volume.published_nodes.is_empty() { "-".into() } else { volume.published_nodes.join(" ") }
     );
+    println!("snapshots   {}", volume.snapshots);
+    if let Some(parent) = volume.parents.first() {
+        println!("clone of    snapshot id:{} of volume id:{}", parent.snapshot, parent.volume);
+    }
     for a in &volume.attachments {
         println!("attached    {} under generation {} ({})", a.node, a.generation, a.mode().as_str_name());
     }

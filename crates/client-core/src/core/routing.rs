@@ -52,9 +52,9 @@ impl Core {
             pg: target.pg,
             c: target.c,
             epoch,
-            volume: self.config.volume,
+            volume: what.object().volume,
             generation: self.config.generation,
-            snap_context: self.config.snap_context,
+            snap_context: self.context,
             op: what,
         };
         self.outputs.push_back(Output::Send { to, request });

@@ -13,17 +13,20 @@ use cairn_proto::meta::meta_server::Meta;
 use cairn_proto::meta::{
     AttachReply, AttachRequest, BackupPiece, BackupRequest, ChangeMemberReply, ChangeMemberRequest, ChangePgsReply,
     ChangePgsRequest, ChangePlacementReply, ChangePlacementRequest, ChangeSettingsReply, ChangeSettingsRequest,
-    CreatePoolReply, CreatePoolRequest, CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest,
-    DetachReply, DetachRequest, DownEvidence, ErrorCode, GetVolumeReply, GetVolumeRequest, HealthCheck, HealthReply,
-    HealthRequest, ListNodesReply, ListNodesRequest, ListPgsReply, ListPgsRequest, ListPoolsReply, ListPoolsRequest,
+    CreatePoolReply, CreatePoolRequest, CreateSnapshotReply, CreateSnapshotRequest, CreateVolumeReply,
+    CreateVolumeRequest, DeleteSnapshotReply, DeleteSnapshotRequest, DeleteVolumeReply, DeleteVolumeRequest,
+    DetachReply, DetachRequest, DownEvidence, ErrorCode, FinishSnapshot, GetSnapshotReply, GetSnapshotRequest,
+    GetVolumeReply, GetVolumeRequest, HealthCheck, HealthReply, HealthRequest, ListNodesReply, ListNodesRequest,
+    ListPgsReply, ListPgsRequest, ListPoolsReply, ListPoolsRequest, ListSnapshotsReply, ListSnapshotsRequest,
     ListVolumesReply, ListVolumesRequest, MapUpdate, Member, MemberRecord, Mutation, MuteHealthReply,
     MuteHealthRequest, OrderScrubReply, OrderScrubRequest, PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply,
-    RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest, ReportDownReply, ReportDownRequest, ReportOsdReply,
-    ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest, ReportScrubReply, ReportScrubRequest, ResizeVolumeReply,
-    ResizeVolumeRequest, ScheduleScrubsReply, ScheduleScrubsRequest, StatusReply, StatusRequest, UnpublishVolumeReply,
-    UnpublishVolumeRequest, VolumeRef, WatchMapRequest, volume_ref,
+    RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest, ReportDownReply, ReportDownRequest, ReportDrainedReply,
+    ReportDrainedRequest, ReportOsdReply, ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest, ReportScrubReply,
+    ReportScrubRequest, ResizeVolumeReply, ResizeVolumeRequest, ScheduleScrubsReply, ScheduleScrubsRequest, Snapshot,
+    SnapshotPhase, SnapshotRef, StatusReply, StatusRequest, UnpublishVolumeReply, UnpublishVolumeRequest, VolumeRef,
+    WatchMapRequest, snapshot_ref, volume_ref,
 };
-use cairn_types::{Epoch, PoolId};
+use cairn_types::{Epoch, PoolId, SnapId};
 use futures::Stream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -43,6 +46,8 @@ use crate::peers::Peers;
 const UPDATES: usize = 4;
 /// How long an attach waits for its fence before it names what is missing. The client asks again.
 const FENCE_PATIENCE: Duration = Duration::from_secs(8);
+/// How long a snapshot waits for the holder of its volume, which waits a little less for its writes.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(7);
 /// Placement groups that are named in one sentence.
 const NAMED_PGS: usize = 8;
 /// A watch at a member that has lost its leader ends after this long: the client finds another.
@@ -124,6 +129,58 @@ impl MetaDoor {
                 return Err(explained(Code::DeadlineExceeded, &message, remedy));
             }
         }
+    }
+
+    /// Waits until a snapshot is complete. One that nobody writes to is so once no earlier holder can write either.
+    async fn wait_for_snapshot(&self, reply: &CreateSnapshotReply) -> Result<Snapshot, Status> {
+        let snapshot = reply.snapshot.clone().unwrap_or_default();
+        let (id, name) = (SnapId(snapshot.id), snapshot.name);
+        let deadline = Instant::now() + SNAPSHOT_PATIENCE;
+        let mut progresses = self.gateway.progresses();
+        loop {
+            progresses.borrow_and_update();
+            let found = self.gateway.query_here(move |_, state| Ok(query::snapshot_on_its_way(state, id)?));
+            match found.await.map_err(status)? {
+                Some((found, _)) if found.phase() == SnapshotPhase::Ready => return Ok(found),
+                Some((found, waits)) if found.phase() == SnapshotPhase::Taking => {
+                    if !waits {
+                        self.wait_for_fence(PoolId(found.pool), Epoch(reply.epoch)).await?;
+                        self.finish_snapshot(id, true).await?;
+                        continue;
+                    }
+                }
+                // This member is behind the one that carried it out.
+                None if !reply.existed && Instant::now() + SNAPSHOT_PATIENCE / 2 > deadline => {}
+                _ => {
+                    let message = format!(
+                        "snapshot `{name}` was not taken: the volume was attached, detached or taken over meanwhile"
+                    );
+                    return Err(explained(Code::Aborted, &message, "take it again"));
+                }
+            }
+            if tokio::time::timeout_at(deadline, progresses.changed()).await.is_err() {
+                self.finish_snapshot(id, false).await?;
+                let by = VolumeRef { by: Some(volume_ref::By::Id(snapshot.volume)) };
+                let volume = self.gateway.query_here(move |_, state| Ok(query::volume(state, &by)?)).await;
+                let volume = volume.ok().flatten().unwrap_or_default();
+                let nodes: Vec<&str> = volume.attachments.iter().map(|holder| holder.node.as_str()).collect();
+                let message = format!(
+                    "snapshot `{name}` was not taken: the holder of volume `{}` on node {} did not finish its writes within \
+                     {} s",
+                    volume.name,
+                    nodes.join(", "),
+                    SNAPSHOT_PATIENCE.as_secs()
+                );
+                let remedy =
+                    "see `cairn health` for placement groups that serve no writes, and whether that node is up";
+                return Err(explained(Code::Aborted, &message, remedy));
+            }
+        }
+    }
+
+    async fn finish_snapshot(&self, id: SnapId, taken: bool) -> Result<(), Status> {
+        let payload = Payload::FinishSnapshot(FinishSnapshot { snapshot: id.0, taken });
+        self.gateway.propose_once(command(payload, String::new())).await.map(|_| ()).map_err(status)
     }
 
     fn clocks_differ(&self) -> Option<HealthCheck> {
@@ -407,6 +464,36 @@ impl Meta for MetaDoor {
         Ok(Response::new(mutate!(self, request, DeleteVolume)))
     }
 
+    async fn create_snapshot(&self, request: Request<CreateSnapshotRequest>) -> Reply<CreateSnapshotReply> {
+        let mut reply: CreateSnapshotReply = mutate!(self, request, CreateSnapshot);
+        reply.snapshot = Some(self.wait_for_snapshot(&reply).await?);
+        Ok(Response::new(reply))
+    }
+
+    async fn get_snapshot(&self, request: Request<GetSnapshotRequest>) -> Reply<GetSnapshotReply> {
+        let by = request.into_inner().snapshot.unwrap_or_default();
+        let found = self.gateway.query(move |_, state| {
+            let found = query::snapshot(state, &by)?;
+            let missing = || Refusal::new(ErrorCode::NotFound, format!("there is no snapshot {}", named_snapshot(&by)));
+            found.ok_or_else(|| Failure::from(missing()))
+        });
+        Ok(Response::new(GetSnapshotReply { snapshot: Some(found.await.map_err(status)?) }))
+    }
+
+    async fn list_snapshots(&self, request: Request<ListSnapshotsRequest>) -> Reply<ListSnapshotsReply> {
+        let request = request.into_inner();
+        let page = self.gateway.query(move |_, state| query::snapshots(state, &request));
+        page.await.map(Response::new).map_err(status)
+    }
+
+    async fn delete_snapshot(&self, request: Request<DeleteSnapshotRequest>) -> Reply<DeleteSnapshotReply> {
+        Ok(Response::new(mutate!(self, request, DeleteSnapshot)))
+    }
+
+    async fn report_drained(&self, request: Request<ReportDrainedRequest>) -> Reply<ReportDrainedReply> {
+        Ok(Response::new(mutate!(self, request, ReportDrained)))
+    }
+
     async fn register_node(&self, request: Request<RegisterNodeRequest>) -> Reply<RegisterNodeReply> {
         Ok(Response::new(mutate!(self, request, RegisterNode)))
     }
@@ -433,5 +520,14 @@ impl Meta for MetaDoor {
 
     async fn detach(&self, request: Request<DetachRequest>) -> Reply<DetachReply> {
         Ok(Response::new(mutate!(self, request, Detach)))
+    }
+}
+
+/// A snapshot in a sentence.
+fn named_snapshot(by: &SnapshotRef) -> String {
+    match &by.by {
+        Some(snapshot_ref::By::Id(id)) => format!("with id {id}"),
+        Some(snapshot_ref::By::Name(name)) => format!("`{name}`"),
+        None => "without a name".to_owned(),
     }
 }

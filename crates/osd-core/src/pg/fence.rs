@@ -6,10 +6,11 @@
 //! fences it, the primary stops below it, asks for a new configuration, and cuts its log there.
 
 use cairn_types::io::{ClientOp, ClientRequest, Refusal};
-use cairn_types::map::ClusterMap;
+use cairn_types::map::{ClusterMap, SnapPhase};
 use cairn_types::peer::{EntryOp, LogEntry, Logged};
-use cairn_types::{Epoch, OsdId};
+use cairn_types::{Epoch, OsdId, SnapId};
 
+use super::join::Join;
 use super::log::Kept;
 use super::record;
 use super::{Ctx, Pg};
@@ -22,11 +23,27 @@ pub(super) fn admit(map: &ClusterMap, request: &ClientRequest) -> Result<(), Ref
         return Ok(());
     }
     let Some(fence) = map.volumes.get(&request.volume) else { return Err(Refusal::Fenced) };
-    if fence.purging || fence.pool != request.pg.pool || !fence.generations.contains(&request.generation) {
+    if fence.purging || fence.pool != request.pg.pool {
         return Err(Refusal::Fenced);
     }
-    if request.op.is_write() && fence.read_only.contains(&request.generation) {
+    // A snapshot never changes: whoever reads it holds nothing.
+    let view = request.op.object().snapshot;
+    if !request.op.is_write() && view != SnapId::HEAD {
+        let known = fence.snapshots.get(&view) == Some(&SnapPhase::Ready);
+        return if known { Ok(()) } else { Err(Refusal::NoSnapshot) };
+    }
+    if !fence.generations.contains(&request.generation) {
+        return Err(Refusal::Fenced);
+    }
+    if !request.op.is_write() {
+        return Ok(());
+    }
+    if fence.read_only.contains(&request.generation) {
         return Err(Refusal::ReadOnly);
+    }
+    // Whoever writes with an older context has not heard of a snapshot that is complete: it would change it (I15).
+    if request.snap_context < fence.oldest_context() {
+        return Err(Refusal::StaleSnapContext);
     }
     Ok(())
 }
@@ -82,6 +99,8 @@ impl Pg {
     pub(super) fn cut_back(&mut self, ctx: &mut Ctx<'_>, to: u64) {
         let cut = self.rewind(ctx, to);
         let Some(primary) = &mut self.primary else { return };
+        // What was joined by entries that are cut is not joined.
+        primary.join = Join::default();
         primary.release_bytes_above(ctx.out, to);
         let mut waiting = primary.waiting.split_off(&(to + 1));
         for kept in cut {
@@ -100,8 +119,14 @@ fn as_request(kept: &Kept, pg: cairn_types::PgId, c: cairn_types::ConfVersion, e
     let Logged { entry, data } = kept.logged()?;
     let volume = entry.volume();
     let op = match entry.op {
-        EntryOp::Write { object, offset, crcs } => ClientOp::Write { object, offset, data, crcs },
-        EntryOp::Zero { object, offset, len, unmap } => ClientOp::Zero { object, offset, len, unmap },
+        // What the primary did of its own accord nobody asked for.
+        _ if entry.generation.0 == 0 => return None,
+        EntryOp::Write { object, offset, crcs } => {
+            ClientOp::Write { object: object.at(SnapId::HEAD), offset, data, crcs }
+        }
+        EntryOp::Zero { object, offset, len, unmap } => {
+            ClientOp::Zero { object: object.at(SnapId::HEAD), offset, len, unmap }
+        }
         EntryOp::Remove { .. } => return None,
     };
     Some(ClientRequest {

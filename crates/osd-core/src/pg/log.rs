@@ -173,6 +173,13 @@ impl Log {
         open.map(|kept| &kept.entry).find(|entry| entry.op.touches(object, offset, len)).map(|entry| entry.version.seq)
     }
 
+    /// The same in all layers of the object.
+    pub(crate) fn touched_beside(&self, object: ObjectId, offset: u32, len: u32) -> Option<u64> {
+        let start = (self.commit - self.base.seq()) as usize;
+        let open = self.kept.iter().skip(start).rev().map(|kept| &kept.entry);
+        open.into_iter().find(|entry| entry.op.touches_beside(object, offset, len)).map(|entry| entry.version.seq)
+    }
+
     /// Adds the next entry.
     pub(crate) fn append(&mut self, logged: Logged) {
         let end = self.end();

@@ -1,6 +1,6 @@
 //! One placement group on one OSD: what every role shares, and who handles which fact. The roles are rooms of
 //! their own: `order` and `activate` for a primary's life, `replica` for a member's, `read`, `recover`, `propose`,
-//! `purge` for what a primary does besides, `fence` for whom it lets in.
+//! `purge`, `join` for what a primary does besides, `fence` for whom it lets in.
 
 mod absent;
 mod activate;
@@ -8,6 +8,7 @@ mod config;
 mod dups;
 mod fence;
 mod inspect;
+mod join;
 mod load;
 mod log;
 mod member;
@@ -97,6 +98,8 @@ pub(crate) enum ReadFor {
     Client { serial: u64, read: read::ClientRead },
     /// A member that lacks the blocks.
     Push { to: OsdId, attempt: u64, id: u64 },
+    /// A layer that is joined with the one below.
+    Join { serial: u64, number: u64 },
     /// Another member, whose copy is bad.
     Pull { to: OsdId, attempt: u64, id: u64, object: ObjectId, offset: u32, len: u32 },
 }
@@ -110,6 +113,8 @@ pub(crate) enum ListFor {
     Empty { attempt: u64 },
     /// The removal of deleted volumes.
     Purge,
+    /// The joining of layers above going snapshots.
+    Join,
     /// This member's part in a scrub.
     Inspect { serial: u64 },
 }
@@ -314,6 +319,7 @@ impl Pg {
         match what {
             ReadFor::Client { serial, read } => self.client_read_done(ctx, serial, read, result),
             ReadFor::Push { to, attempt, id } => self.push_read_done(to, attempt, id, result),
+            ReadFor::Join { serial, number } => self.join_read_done(ctx, serial, number, result),
             ReadFor::Pull { to, attempt, id, object, offset, len } => {
                 self.pull_read_done(ctx, (to, attempt, id), (object, offset, len), result);
             }
@@ -327,6 +333,7 @@ impl Pg {
             ListFor::Fill { to, attempt } => self.fill_listed(to, attempt, objects),
             ListFor::Empty { attempt } => self.empty_listed(ctx, attempt, objects),
             ListFor::Purge => self.purge_listed(ctx, objects),
+            ListFor::Join => self.join_listed(ctx, objects),
             ListFor::Inspect { serial } => self.inspect_listed(ctx, serial, objects),
         }
     }

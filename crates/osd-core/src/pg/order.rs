@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use cairn_types::io::{ClientOp, ClientRequest, Refusal, ReplyBody};
 use cairn_types::peer::{EntryOp, LogEntry, Logged};
-use cairn_types::{BLOCK_SIZE, ConfVersion, Epoch, MAX_PAYLOAD, OsdId, RequestId, Version};
+use cairn_types::{BLOCK_SIZE, ConfVersion, Epoch, MAX_PAYLOAD, OsdId, RequestId, SnapId, Version};
 
 use super::activate::Phase;
 use super::dups::Seen;
+use super::join::Join;
 use super::log::Log;
 use super::member::Member;
 use super::propose::Proposal;
@@ -57,6 +58,7 @@ pub(super) struct Primary {
     /// Reads that have their data.
     pub(super) ready: Vec<ReadyRead>,
     pub(super) purge: Purge,
+    pub(super) join: Join,
     pub(super) hush: Hush,
 }
 
@@ -79,6 +81,7 @@ impl Primary {
             reading: 0,
             ready: Vec::new(),
             purge: Purge::default(),
+            join: Join::default(),
             hush: Hush::default(),
         }
     }
@@ -174,7 +177,7 @@ impl Pg {
             self.start_read(ctx, conn, &request);
             return Ok(());
         }
-        if primary.is_hushed() {
+        if primary.is_hushed() || primary.join.holds(request.op.object()) {
             primary.queue.push_back((conn, request));
             return Ok(());
         }
@@ -195,22 +198,26 @@ impl Pg {
 
     /// Orders a write.
     fn execute(&mut self, ctx: &mut Ctx<'_>, conn: ConnId, request: ClientRequest) -> Result<(), Refusal> {
+        let join = &self.primary.as_ref().expect("only a primary executes").join;
+        let layer = request.op.object().at(join.layer_of(ctx.map, request.op.object(), request.snap_context));
         let (op, data) = match request.op {
-            ClientOp::Write { object, offset, data, crcs } => {
+            ClientOp::Write { offset, data, crcs, .. } => {
                 if self.is_full(ctx) {
                     return Err(Refusal::NoSpace);
                 }
                 if !crcs_match(&data, &crcs) {
                     return Err(Refusal::Malformed);
                 }
-                (EntryOp::Write { object, offset, crcs }, data)
+                (EntryOp::Write { object: layer, offset, crcs }, data)
             }
-            ClientOp::Zero { object, offset, len, unmap } => {
+            ClientOp::Zero { offset, len, unmap, .. } => {
+                // A lower layer must not be seen through what was discarded above it.
+                let unmap = unmap && (layer.snapshot == SnapId(0) || planted(Bug::DiscardUncovers));
                 // Zeros are content, and stay in the index for good.
                 if !unmap && self.is_full(ctx) {
                     return Err(Refusal::NoSpace);
                 }
-                (EntryOp::Zero { object, offset, len, unmap }, Bytes::new())
+                (EntryOp::Zero { object: layer, offset, len, unmap }, Bytes::new())
             }
             ClientOp::Read { .. } => unreachable!("reads are not ordered"),
         };
@@ -228,6 +235,7 @@ impl Pg {
         let (seq, bytes) = (entry.version.seq, data.len());
         self.append(ctx, vec![Logged { entry, data }]);
         let primary = self.primary.as_mut().expect("only a primary executes");
+        primary.join.note_written(layer);
         primary.waiting.entry(seq).or_default().push((conn, request.id));
         primary.bytes.insert(seq, (bytes, ctx.now));
         ctx.out.bytes_in_flight += bytes;
@@ -244,7 +252,7 @@ impl Pg {
             request: RequestId::default(),
             acked_through: 0,
             generation: cairn_types::Generation(0),
-            snap_context: cairn_types::SnapId(0),
+            snap_context: SnapId(0),
             op,
         }
     }
@@ -259,13 +267,14 @@ impl Pg {
             && len.is_multiple_of(BLOCK_SIZE)
             && offset.checked_add(len).is_some_and(|end| end <= self.object_size)
             && object.pool == self.id.pool
+            && (object.snapshot == SnapId::HEAD || !request.op.is_write())
             && object.volume == request.volume
             && request.id.seq > request.acked_through
             && request.pg == self.id
     }
 
     /// Some member has no room for content. Removals and discards always go through.
-    fn is_full(&self, ctx: &Ctx<'_>) -> bool {
+    pub(super) fn is_full(&self, ctx: &Ctx<'_>) -> bool {
         ctx.full || self.config.isr.iter().any(|osd| ctx.peers.is_full(*osd))
     }
 
@@ -278,6 +287,7 @@ impl Pg {
         self.finish_reads(ctx);
         self.drain_queue(ctx);
         self.advance_purge(ctx);
+        self.advance_join(ctx);
         self.stream(ctx);
         self.advance_recovery(ctx);
         self.advance_split(ctx);

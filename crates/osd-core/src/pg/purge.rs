@@ -59,7 +59,9 @@ impl Pg {
                 }
             }
             Some((volume, Walk::End { committed })) if *committed <= commit => {
-                ctx.out.push(Output::ReportPurged { volume: *volume, pg: self.id });
+                let interval = self.config.interval;
+                let report = Output::ReportPurged { volume: *volume, pg: self.id, snapshots: Vec::new(), interval };
+                ctx.out.push(report);
                 purge.reported.insert(*volume, ctx.now);
                 purge.walk = None;
             }

@@ -1,9 +1,13 @@
 //! Reads at the primary: the data is read first and the lease checked after it, just before the answer; a read
 //! that overlaps an entry above the commit point waits until that entry is committed.
+//!
+//! What a client reads is a view: the newest layer below it that knows a block says what is there. Layers are read one after
+//! the other, newest first, as far as blocks are still unknown. Content only ever moves to a lower layer, and is there
+//! before it leaves the upper one, so that no order of reading misses it.
 
 use cairn_types::io::{BlockState, ClientRequest, ReadData, Refusal, ReplyBody};
 use cairn_types::peer::{Run, RunContent};
-use cairn_types::{BLOCK_SIZE, ObjectId, RequestId};
+use cairn_types::{BLOCK_SIZE, ObjectId, RequestId, SnapId};
 
 use super::{Ctx, Pg, ReadFor, fence};
 use crate::output::{ConnId, ReadFailure};
@@ -20,9 +24,14 @@ pub(crate) struct ClientRead {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ReadRequest {
     pub(super) id: RequestId,
+    /// The layer that is read now.
     pub(super) object: ObjectId,
     pub(super) offset: u32,
     pub(super) len: u32,
+    /// Layers that may be read after it, lowest first.
+    below: Vec<SnapId>,
+    /// What the layers above it said of the whole range.
+    above: Option<ReadData>,
     /// The request without its body, for the fence.
     pub(super) envelope: Box<ClientRequest>,
 }
@@ -42,8 +51,12 @@ impl Pg {
     /// Asks the store, or first a peer where this copy lacks the blocks.
     pub(super) fn start_read(&mut self, ctx: &mut Ctx<'_>, conn: ConnId, request: &ClientRequest) {
         let (offset, len) = request.op.range();
-        let object = request.op.object();
-        let request = ReadRequest { id: request.id, object, offset, len, envelope: Box::new(request.clone()) };
+        let view = request.op.object();
+        let fence = ctx.map.volumes.get(&request.volume);
+        let mut below: Vec<SnapId> = fence.map_or_else(Vec::new, |fence| fence.layers_below(view.snapshot).collect());
+        let object = view.at(below.pop().unwrap_or_default());
+        let envelope = Box::new(request.clone());
+        let request = ReadRequest { id: request.id, object, offset, len, below, above: None, envelope };
         self.read_again(ctx, ClientRead { conn, request });
     }
 
@@ -77,14 +90,10 @@ impl Pg {
         };
         primary.reading -= 1;
         match result {
-            Ok(data) => {
-                let open = self.log.touched_by(request.object, request.offset, request.len);
-                let after = open.filter(|_| !planted(Bug::ReadAboveCommit)).unwrap_or(0);
-                let ReadRequest { id, envelope, .. } = read.request;
-                primary.ready.push(ReadyRead { conn: read.conn, id, after, data, envelope });
-            }
+            Ok(data) => self.layer_read(ctx, read, data),
             Err(ReadFailure::Corrupt { .. }) if planted(Bug::ServeZeros) => {
-                let ReadRequest { id, len, envelope, .. } = read.request;
+                let ReadRequest { id, envelope, .. } = read.request;
+                let len = envelope.op.range().1;
                 let blocks = vec![BlockState::Absent; (len / BLOCK_SIZE) as usize];
                 let data = ReadData { data: vec![0; len as usize].into(), blocks };
                 primary.ready.push(ReadyRead { conn: read.conn, id, after: 0, data, envelope });
@@ -94,6 +103,32 @@ impl Pg {
                 self.read_again(ctx, read);
             }
         }
+    }
+
+    /// One layer is read: the next one, or the answer.
+    fn layer_read(&mut self, ctx: &mut Ctx<'_>, mut read: ClientRead, data: ReadData) {
+        let request = &mut read.request;
+        let (offset, len) = request.envelope.op.range();
+        let data = match request.above.take() {
+            None => data,
+            Some(above) => above.over(&data, (request.offset - offset) / BLOCK_SIZE),
+        };
+        let mut unknown = data.blocks.iter().enumerate().filter(|(_, state)| **state == BlockState::Absent);
+        let first = unknown.next().map(|(index, _)| index as u32);
+        if let (Some(first), Some(layer)) = (first, request.below.pop().filter(|_| !planted(Bug::ShallowView))) {
+            let last = unknown.next_back().map_or(first, |(index, _)| index as u32);
+            request.object = request.object.at(layer);
+            request.offset = offset + first * BLOCK_SIZE;
+            request.len = (last + 1 - first) * BLOCK_SIZE;
+            request.above = Some(data);
+            self.read_again(ctx, read);
+            return;
+        }
+        let open = self.log.touched_beside(request.object, offset, len);
+        let after = open.filter(|_| !planted(Bug::ReadAboveCommit)).unwrap_or(0);
+        let Some(primary) = &mut self.primary else { return };
+        let ReadRequest { id, envelope, .. } = read.request;
+        primary.ready.push(ReadyRead { conn: read.conn, id, after, data, envelope });
     }
 
     /// Answers the reads whose entries are committed, if the leases hold at this instant.
