@@ -187,13 +187,36 @@ fn a_take_over_waits_for_every_group() -> Result<()> {
         hosts.json(NEW, &["status"])?;
         assert!(taking.0.try_wait()?.is_none(), "it returned although no OSD could know");
     }
-    // One member of every group is enough: without it nothing is committed.
+    // One member of every group is enough when the others are marked down: without it nothing is committed.
     hosts.signal(0, "osd-0", Signal::Continue)?;
     assert!(taking.0.wait()?.success());
     for host in 1..3 {
         hosts.signal(host, "osd-0", Signal::Continue)?;
     }
     hosts.signal(OLD, "attach", Signal::Continue)?;
+    hosts.healthy(NEW, 60)?;
+    run(&mut hosts.cairn(NEW, &["volume", "detach", "v"]))?;
+    hosts.reset()
+}
+
+/// An OSD that is thought to be up has to hear of it too, also where the other members of its groups have: a take-over
+/// waits until it has, or is marked down.
+#[test]
+fn a_take_over_waits_for_whoever_is_up() -> Result<()> {
+    const LATE: usize = 1;
+    let mut hosts = Hosts::form(4, 3)?;
+    run(&mut hosts.cairn(OLD, &["volume", "create", "v", "--size", "4Mi"]))?;
+    attach(&hosts, OLD, &[])?;
+    let is_up = |hosts: &Hosts| {
+        let osds = hosts.json(NEW, &["osd", "ls"])?;
+        let late = osds.as_array().into_iter().flatten().find(|osd| osd["id"].as_u64() == Some(LATE as u64));
+        late.and_then(|osd| osd["up"].as_bool()).with_context(|| format!("osd-{LATE} is not listed: {osds}"))
+    };
+    assert!(is_up(&hosts)?);
+    hosts.signal(LATE, "osd-0", Signal::Stop)?;
+    attach(&hosts, NEW, &["--steal"])?;
+    assert!(!is_up(&hosts)?, "it returned while an OSD that is up could not know");
+    hosts.signal(LATE, "osd-0", Signal::Continue)?;
     hosts.healthy(NEW, 60)?;
     run(&mut hosts.cairn(NEW, &["volume", "detach", "v"]))?;
     hosts.reset()

@@ -58,8 +58,8 @@ pub enum Error {
         /// Size of the device.
         device: u64,
     },
-    /// Another process holds the device.
-    #[error("{path} is in use by another process; an OSD owns its device alone")]
+    /// Another process holds the device, or the kernel does: a filesystem, a volume group, an array.
+    #[error("{path} is in use by another process, or mounted; an OSD owns its device alone")]
     Busy {
         /// The device or file.
         path: String,

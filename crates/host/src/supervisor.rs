@@ -157,15 +157,15 @@ struct House {
 }
 
 impl House {
-    /// The description has changed: what was added to it starts, a metadata member that is no more in it ends, and what
-    /// else runs hears of the change when it is started the next time.
+    /// The description has changed: what was added to it starts, a metadata member or an OSD that is no more in it ends, and
+    /// what else runs hears of the change when it is started the next time.
     async fn reread(&mut self, shutdown: &CancellationToken) {
         match Cluster::load(&self.layout) {
             Ok(Some(cluster)) => self.cluster = cluster,
             Ok(None) => tracing::error!("there is no cluster description any more; going on with the last one"),
             Err(error) => tracing::error!(%error, "going on with the last cluster description"),
         }
-        self.stop_members().await;
+        self.stop_removed().await;
         for role in roles::all(&self.layout, &self.cluster) {
             if let Some((known, ..)) = self.keepers.iter().find(|(known, ..)| named(known).name == role.name) {
                 *known.lock().expect("no holder panics") = role;
@@ -175,9 +175,10 @@ impl House {
     }
 
     /// Those that were removed, or moved to another host.
-    async fn stop_members(&mut self) {
+    async fn stop_removed(&mut self) {
         let roles = roles::all(&self.layout, &self.cluster);
-        let is_gone = |role: &Role| role.kind == RoleKind::Meta && roles.iter().all(|other| other.name != role.name);
+        let may_go = |role: &Role| matches!(role.kind, RoleKind::Meta | RoleKind::Osd);
+        let is_gone = |role: &Role| may_go(role) && roles.iter().all(|other| other.name != role.name);
         let gone: Vec<Keeper> = self.keepers.extract_if(.., |(role, ..)| is_gone(&named(role))).collect();
         let names: Vec<String> = gone.iter().map(|(role, ..)| named(role).name).collect();
         stop_group(gone).await;

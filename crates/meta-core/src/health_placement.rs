@@ -8,7 +8,7 @@ use crate::health::{NOTE, check, counted};
 use crate::machine::Machine;
 use crate::pg::is_up;
 use crate::plan::{is_misplaced, is_settled};
-use crate::pool::target_pgs;
+use crate::pool::{most_pgs, target_pgs};
 use crate::query::pgs_of;
 
 /// A pool with this many times fewer PGs than it would be given today is worth a warning.
@@ -61,10 +61,11 @@ fn no_room(map: &ClusterMap) -> Option<HealthCheck> {
     (!details.is_empty()).then(|| check("PG_BACKFILL_FULL", false, summary, remedy, details))
 }
 
-/// Whether a pool has so few groups for the OSDs there are that they cannot be used evenly.
+/// Whether a pool has so few groups for the OSDs there are that they cannot be used evenly, and may be given more.
 pub(crate) fn too_few_pgs(map: &ClusterMap, pool: &Pool) -> bool {
     let grown = capacity::candidates(map, pool).count() > SMALL;
-    grown && pool.pg_target.saturating_mul(TOO_FEW) <= target_pgs(map, pool)
+    let target = target_pgs(map, pool);
+    grown && pool.pg_target.saturating_mul(TOO_FEW) <= target && target <= most_pgs(map, pool)
 }
 
 fn few_pgs(map: &ClusterMap) -> Option<HealthCheck> {

@@ -43,7 +43,7 @@ mod volume;
 mod writes;
 
 pub use machine::{Applied, Event, Machine, STATE_FORMAT, SUPPORTED_CLUSTER_VERSION};
-pub use query::fence_pending;
+pub use query::{FencePending, fence_pending};
 pub use refusal::{Corrupt, Failure, Refusal};
 pub use session::{REPLIES, SESSIONS};
 pub use state::{Batch, Change, MemoryState, StateRead};

@@ -1,9 +1,11 @@
 //! Pools: what may be created, and the defaults of what was not said.
 
+use std::collections::BTreeSet;
+
 use cairn_proto::meta::{CreatePoolReply, CreatePoolRequest, ErrorCode};
-use cairn_types::PoolId;
 use cairn_types::map::{ClusterMap, FailureDomain, Pool};
 use cairn_types::size::OBJECT_SIZE;
+use cairn_types::{OsdId, PoolId};
 
 use crate::capacity;
 use crate::machine::{Machine, Turn};
@@ -17,6 +19,9 @@ const SMALLEST_OBJECT: u32 = 64 << 10;
 pub(crate) const MOST_PGS: u32 = 16_384;
 /// PG copies that each OSD should carry, if nobody says otherwise.
 const PGS_PER_OSD: u32 = 64;
+/// PG copies that an OSD is made to carry at most, on average, whoever says so: each is a log, a heartbeat's line and
+/// memory.
+const MOST_PGS_PER_OSD: u64 = 256;
 
 impl Machine {
     pub(crate) fn create_pool(&mut self, turn: &mut Turn<'_>, request: CreatePoolRequest) -> Outcome<CreatePoolReply> {
@@ -102,6 +107,40 @@ fn pgs_for(osds: u32, size: u32) -> u32 {
 /// The number of PGs that a pool would be given if it were made today.
 pub(crate) fn target_pgs(map: &ClusterMap, pool: &Pool) -> u32 {
     pgs_for(capacity::candidates(map, pool).count() as u32, pool.size)
+}
+
+/// The most PGs that a pool may be given: so many that its OSDs carry no more copies than they should. What other pools
+/// have on the same OSDs counts, as if it were spread evenly.
+pub(crate) fn most_pgs(map: &ClusterMap, pool: &Pool) -> u32 {
+    let osds: BTreeSet<OsdId> = capacity::candidates(map, pool).map(|osd| osd.id).collect();
+    let carried = |other: &Pool| {
+        let theirs: Vec<OsdId> = capacity::candidates(map, other).map(|osd| osd.id).collect();
+        let shared = theirs.iter().filter(|osd| osds.contains(osd)).count() as u64;
+        u64::from(other.pg_target) * u64::from(other.size) * shared / theirs.len().max(1) as u64
+    };
+    let others: u64 = map.pools.values().filter(|other| other.id != pool.id).map(carried).sum();
+    let left = (osds.len() as u64 * MOST_PGS_PER_OSD).saturating_sub(others) / u64::from(pool.size.max(1));
+    left.checked_ilog2().map_or(0, |power| 1 << power.min(MOST_PGS.ilog2()))
+}
+
+/// Refuses to give a pool more PGs than its OSDs should carry.
+pub(crate) fn check_load(map: &ClusterMap, now: &Pool, pgs: u32) -> Result<(), Refusal> {
+    let most = most_pgs(map, now);
+    if pgs <= now.pg_target || pgs <= most {
+        return Ok(());
+    }
+    let osds = capacity::candidates(map, now).count();
+    let on = if osds == 1 { "1 OSD".to_owned() } else { format!("{osds} OSDs") };
+    let message = format!(
+        "pool `{}` cannot have {pgs} placement groups on {on}: an OSD carries at most {MOST_PGS_PER_OSD} copies of \
+         groups on average, those of other pools counted",
+        now.name
+    );
+    let remedy = match most > now.pg_target {
+        true => format!("ask for {most}, or add OSDs"),
+        false => "add OSDs".to_owned(),
+    };
+    Err(Refusal::precondition(message).remedy(remedy))
 }
 
 fn check_numbers(pool: &Pool) -> Result<(), Refusal> {

@@ -1,12 +1,14 @@
 //! Questions about the present state, answered without changing it: volumes, pools, nodes, usage, and whether a fence
 //! holds. A driver that wants linearizable answers asks after a read index.
 
+use std::collections::BTreeSet;
+
 use cairn_proto::meta::{
     ListSnapshotsReply, ListSnapshotsRequest, ListVolumesReply, ListVolumesRequest, Location, Node, PoolStatus,
     Snapshot, SnapshotPhase, SnapshotRecord, SnapshotRef, Usage, Volume, VolumeRecord, VolumeRef, volume_ref,
 };
 use cairn_types::map::{ClusterMap, PgConfig, Pool};
-use cairn_types::{Epoch, PgId, PoolId, SnapId, VolumeId};
+use cairn_types::{Epoch, OsdId, PgId, PoolId, SnapId, VolumeId};
 
 use crate::capacity::available;
 use crate::machine::Machine;
@@ -20,14 +22,39 @@ use crate::{keys, record, snapshot, volume};
 /// The most volumes on one page.
 pub const PAGE: usize = 1000;
 
-/// The PGs of a pool that have no member of their latest in-sync set that durably acknowledged `epoch`. While any is
-/// left, a holder fenced in that epoch might still be served there.
+/// What a fence still waits for. While anything is left, a holder fenced in that epoch might still be served somewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FencePending {
+    /// OSDs that are up, are members of the pool's PGs, and have not durably acknowledged the epoch. One that is down is
+    /// not waited for: what it would take, it cannot commit without an in-sync member that knows.
+    pub osds: Vec<OsdId>,
+    /// PGs of which no in-sync member has durably acknowledged it. That a member is marked down is nothing here: it may
+    /// be alive, and commit.
+    pub pgs: Vec<PgId>,
+}
+
+impl FencePending {
+    /// Nothing is left.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.osds.is_empty() && self.pgs.is_empty()
+    }
+}
+
+/// What stands between a pool and a fence that was set up in `epoch`.
 #[must_use]
-pub fn fence_pending(map: &ClusterMap, pool: PoolId, epoch: Epoch) -> Vec<PgId> {
-    let knows = |pg: &PgConfig| pg.isr.iter().any(|osd| map.osds.get(osd).is_some_and(|osd| osd.acked_epoch >= epoch));
-    let first = PgId { pool, index: 0 };
-    let last = PgId { pool, index: u32::MAX };
-    map.pgs.range(first..=last).filter(|(_, pg)| !knows(pg)).map(|(id, _)| *id).collect()
+pub fn fence_pending(map: &ClusterMap, pool: PoolId, epoch: Epoch) -> FencePending {
+    let knows = |osd: &OsdId| map.osds.get(osd).is_some_and(|osd| osd.acked_epoch >= epoch);
+    let mut late = BTreeSet::new();
+    let mut pending = FencePending::default();
+    for (id, pg) in pgs_of(map, pool) {
+        late.extend(pg.acting.iter().chain(&pg.backfill).filter(|osd| is_up(map, **osd) && !knows(osd)));
+        if !pg.isr.iter().any(knows) {
+            pending.pgs.push(*id);
+        }
+    }
+    pending.osds = late.into_iter().collect();
+    pending
 }
 
 /// A volume by id or name. One that is being purged is gone.

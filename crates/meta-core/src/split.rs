@@ -96,6 +96,7 @@ impl Machine {
                 Refusal::invalid(words).remedy(format!("ask for {least} or more; for fewer, make another pool"))
             );
         }
+        pool::check_load(&self.map, now, next.pg_target)?;
         if next != *now {
             self.write_pool(turn, next);
         }

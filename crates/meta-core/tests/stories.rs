@@ -241,7 +241,10 @@ fn look(cluster: &mut Cluster, line: &Line<'_>) -> Option<String> {
         }
         "fence" => {
             let pending = fence_pending(map, PoolId(number(line.word(1)) as u32), Epoch(number(line.word(2))));
-            if pending.is_empty() { "holds".into() } else { format!("pending: {pending:?}") }
+            match pending.holds() {
+                true => "holds".into(),
+                false => format!("pending: {:?} {:?}", pending.osds, pending.pgs),
+            }
         }
         "health" => {
             let reply = health::health(&cluster.machine);

@@ -80,7 +80,7 @@ pub(crate) struct ClientHost {
     holding: Holding,
     caller: Caller<Asked>,
     session: u128,
-    generation: u64,
+    pub(crate) generation: u64,
     map: Arc<ClusterMap>,
     map_at: Nanos,
     links: BTreeMap<OsdId, Link>,
@@ -90,8 +90,9 @@ pub(crate) struct ClientHost {
     pub(crate) orphans: Vec<(Block, usize)>,
     timer_serial: u64,
     timer_at: Option<Nanos>,
-    /// Another session was told that it holds the volume.
-    superseded: bool,
+    /// Another session was told that it holds the volume, under this generation: an older one is over. One that was given
+    /// out later is not, however long the other had to wait for its fence.
+    superseded: u64,
     /// This session was told that it holds the volume: the world takes note.
     pub(crate) took_over: bool,
     /// Makes no new operations.
@@ -132,7 +133,7 @@ impl ClientHost {
             orphans: Vec::new(),
             timer_serial: 0,
             timer_at: None,
-            superseded: false,
+            superseded: 0,
             took_over: false,
             resting: false,
             sweep: Vec::new(),
@@ -185,7 +186,7 @@ impl ClientHost {
         self.orphans.clear();
         self.volume = Some(volume);
         self.shared = shared;
-        self.superseded = false;
+        self.superseded = 0;
         self.session = u128::from(bus.rng.next()) << 64 | u128::from(bus.rng.next());
         let request = AttachRequest {
             mutation: None,
@@ -230,13 +231,18 @@ impl ClientHost {
         self.ops.values().flat_map(|running| running.blocks.iter().copied()).collect()
     }
 
-    /// Somebody else was told that it holds the volume, `shared` or alone. Gives what is over with that.
-    pub(crate) fn supersede(&mut self, volume: VolumeId, shared: bool) -> Vec<(Block, usize)> {
+    /// Somebody else was told that it holds the volume under `generation`, `shared` or alone. Gives what is over with that.
+    pub(crate) fn supersede(&mut self, volume: VolumeId, shared: bool, generation: u64) -> Vec<(Block, usize)> {
         if self.views || self.volume != Some(volume) || (shared && self.shared) {
             return Vec::new();
         }
-        self.superseded = true;
-        self.under_way()
+        // It may have no generation yet; what it is given is compared then.
+        self.superseded = self.superseded.max(generation);
+        if self.is_superseded() { self.under_way() } else { Vec::new() }
+    }
+
+    fn is_superseded(&self) -> bool {
+        self.generation < self.superseded
     }
 
     pub(crate) fn handle_timer(&mut self, bus: &mut Bus, history: &mut History, directory: &Directory, serial: u64) {
@@ -464,6 +470,7 @@ impl ClientHost {
         {
             self.snapshot(bus, volume);
         }
+        let superseded = self.is_superseded();
         let (Holding::Working { core }, Some(volume)) = (&mut self.holding, self.volume) else { return };
         if !core.has_room() || core.fatal().is_some() {
             return;
@@ -507,7 +514,7 @@ impl ClientHost {
                 .enumerate()
                 .map(|(index, value)| {
                     let block = (volume, first + index as u64);
-                    (block, history.begin(block, *value, !is_read, bus.now, self.superseded))
+                    (block, history.begin(block, *value, !is_read, bus.now, superseded))
                 })
                 .collect(),
         };

@@ -199,7 +199,8 @@ impl World {
                 self.osds[index].medium.sicken(what, &mut rng);
             }
             Ill::WriteError | Ill::SyncError => {
-                if !self.osds[index].alive {
+                // One that has not opened its store yet would take the failure for a disk that cannot be used.
+                if !self.osds[index].alive || self.osds[index].core.is_none() {
                     return;
                 }
                 self.osds[index].expects_failure = true;

@@ -224,7 +224,7 @@ impl MetaHost {
                 Output::ReadReady { ticket } => {
                     if let Some(Waiting::Fence { from, pool, epoch, ask }) = self.waiting.remove(&ticket) {
                         let map = raft.machine().map();
-                        let holds = cairn_meta_core::fence_pending(map, pool, epoch).is_empty();
+                        let holds = cairn_meta_core::fence_pending(map, pool, epoch).holds();
                         bus.send(self.node(), from, Body::FenceHolds { ask, holds });
                     }
                 }

@@ -127,8 +127,9 @@ pub(crate) struct OsdHost {
     /// Its disk cannot be used any more, or may not.
     pub(crate) unusable: Option<String>,
     told_full: bool,
-    /// The PG of each write that came.
-    requests: BTreeMap<RequestId, PgId>,
+    /// The PG of each write that came, by the newest map under which it was sent: a copy of an older frame that comes late
+    /// names the whole of what has split since.
+    requests: BTreeMap<RequestId, (Epoch, PgId)>,
     /// Acknowledged since the world looked last.
     pub(crate) acks: Vec<(RequestId, PgId, PgConfig)>,
     /// What a fault may have waited for since the world looked last, and who comes to this OSD.
@@ -485,7 +486,8 @@ impl OsdHost {
                 });
                 self.conns.insert(conn, (from, link));
                 if request.op.is_write() {
-                    self.requests.insert(request.id, request.pg);
+                    let sent = self.requests.entry(request.id).or_insert((request.epoch, request.pg));
+                    *sent = (*sent).max((request.epoch, request.pg));
                 }
                 if let Some(core) = &mut self.core {
                     core.handle_client(now, conn, *request);
@@ -722,7 +724,7 @@ impl OsdHost {
 
     /// For the oracle: a write is about to be acknowledged, under this configuration.
     fn acked_write(&mut self, request: RequestId) {
-        let Some((pg, core)) = self.requests.get(&request).copied().zip(self.core.as_ref()) else { return };
+        let Some(((_, pg), core)) = self.requests.get(&request).copied().zip(self.core.as_ref()) else { return };
         if let Some(config) = core.map().pgs.get(&pg) {
             self.acks.push((request, pg, config.clone()));
         }

@@ -417,10 +417,10 @@ impl World {
         if std::mem::take(&mut self.clients[index].took_over)
             && let Some(volume) = self.clients[index].volume
         {
-            let shared = self.clients[index].shared;
+            let (shared, generation) = (self.clients[index].shared, self.clients[index].generation);
             let mut over = std::mem::take(&mut self.clients[index].orphans);
             for (_, other) in self.clients.iter_mut().enumerate().filter(|(other, _)| *other != index) {
-                over.extend(other.supersede(volume, shared));
+                over.extend(other.supersede(volume, shared, generation));
             }
             over.into_iter().for_each(|(block, at)| self.history.close(block, at, self.bus.now));
         }

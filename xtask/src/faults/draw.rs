@@ -22,6 +22,10 @@ pub(crate) enum Fault {
     StopOsd,
     /// kill -9 of the metadata leader.
     KillLeader,
+    /// SIGSTOP of the metadata leader, and SIGCONT: it wakes up as one that believes to lead.
+    StopLeader,
+    /// SIGSTOP of a metadata member, and SIGCONT.
+    StopMember,
     /// kill -9 of the attach daemon under its devices.
     KillAttach,
     /// kill -9 of the keeper.
@@ -52,12 +56,12 @@ pub(crate) enum Fault {
 
 use Fault::{
     BitFlip, CrashHost, CutHost, CutPair, DeafHost, FullDisk, KillAttach, KillKeeper, KillLeader, KillOsd, MuteHost,
-    Nothing, ReadError, SlowDisk, StopOsd, SyncError, WriteError,
+    Nothing, ReadError, SlowDisk, StopLeader, StopMember, StopOsd, SyncError, WriteError,
 };
 
-const ALL: [Fault; 17] = [
-    Nothing, KillOsd, StopOsd, KillLeader, KillAttach, KillKeeper, CrashHost, CutHost, DeafHost, MuteHost, CutPair,
-    FullDisk, ReadError, BitFlip, WriteError, SyncError, SlowDisk,
+const ALL: [Fault; 19] = [
+    Nothing, KillOsd, StopOsd, KillLeader, StopLeader, StopMember, KillAttach, KillKeeper, CrashHost, CutHost,
+    DeafHost, MuteHost, CutPair, FullDisk, ReadError, BitFlip, WriteError, SyncError, SlowDisk,
 ];
 
 /// Whom it happens to, and chance.
@@ -101,6 +105,8 @@ impl Fault {
             KillOsd => "kill-osd",
             StopOsd => "stop-osd",
             KillLeader => "kill-leader",
+            StopLeader => "stop-leader",
+            StopMember => "stop-member",
             KillAttach => "kill-attach",
             KillKeeper => "kill-keeper",
             CrashHost => "crash-host",
@@ -121,7 +127,7 @@ impl Fault {
     /// before anything can be decided about its OSD; writes to a full OSD wait until there is room.
     pub(crate) fn bar(self, hold: Duration) -> Duration {
         match self {
-            Nothing | KillLeader | KillKeeper => Duration::from_millis(250),
+            Nothing | KillLeader | StopLeader | StopMember | KillKeeper => Duration::from_millis(250),
             KillOsd => Duration::from_millis(500),
             ReadError | BitFlip | WriteError | SyncError => Duration::from_secs(1),
             StopOsd | KillAttach | SlowDisk => Duration::from_secs(3),
@@ -153,30 +159,22 @@ impl Fault {
                 let (host, role) = hosts.leader(CLIENT)?;
                 let old = hosts.pid(host, &role)?;
                 let mut injected = killed(hosts, host, &role)?;
-                injected.proof = Box::new(move |hosts| {
-                    until("another leader", 30, || {
-                        let (at, now) = hosts.leader(CLIENT)?;
-                        Ok((hosts.pid(at, &now)? != old).then_some(()))
-                    })
-                });
+                injected.proof = Box::new(move |hosts| another_leads(hosts, old));
                 Ok(injected)
             }
+            StopLeader => {
+                let (host, role) = hosts.leader(CLIENT)?;
+                let old = hosts.pid(host, &role)?;
+                let mut injected = stopped(hosts, rng, host, &role)?;
+                let sleeps = injected.proof;
+                // It sleeps still, and they have gone on without it.
+                injected.proof = Box::new(move |hosts| another_leads(hosts, old).and_then(|()| sleeps(hosts)));
+                Ok(injected)
+            }
+            StopMember => stopped(hosts, rng, host, &format!("meta-{}", host + 1)),
             KillAttach => killed(hosts, CLIENT, "attach"),
             KillKeeper => killed(hosts, CLIENT, "keeper"),
-            StopOsd => {
-                hosts.signal(host, "osd-0", Signal::Stop)?;
-                let hold = Duration::from_millis(3000 + rng.below(5000));
-                let heal = move |hosts: &Hosts| hosts.signal(host, "osd-0", Signal::Continue);
-                let stopped = hosts.pid(host, "osd-0")?.context("no OSD was stopped")?;
-                let proof: Deed = Box::new(move |_| {
-                    let stat = std::fs::read_to_string(format!("/proc/{stopped}/stat")).context("it is gone")?;
-                    match stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
-                        true => Ok(()),
-                        false => bail!("it was not stopped: {stat}"),
-                    }
-                });
-                Ok(Injected { on: format!("osd-0 of {}", name(host)), hold, proof, heal: Box::new(heal) })
-            }
+            StopOsd => stopped(hosts, rng, host, "osd-0"),
             CrashHost => {
                 hosts.crash(host)?;
                 let hold = Duration::from_millis(1000 + rng.below(4000));
@@ -232,6 +230,32 @@ fn killed(hosts: &Hosts, host: usize, role: &str) -> Result<Injected> {
     let role = role.to_owned();
     injected.proof = Box::new(move |hosts| another(hosts, host, &role, old));
     Ok(injected)
+}
+
+/// A process sleeps for 3 to 8 s; its sockets stay, and take what is sent to them.
+fn stopped(hosts: &Hosts, rng: &mut Rng, host: usize, role: &str) -> Result<Injected> {
+    hosts.signal(host, role, Signal::Stop)?;
+    let hold = Duration::from_millis(3000 + rng.below(5000));
+    let pid = hosts.pid(host, role)?.with_context(|| format!("no {role} was stopped"))?;
+    let proof: Deed = Box::new(move |_| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("it is gone")?;
+        match stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+            true => Ok(()),
+            false => bail!("it was not stopped: {stat}"),
+        }
+    });
+    let on = format!("{role} of host {}", hosts.name(host));
+    let role = role.to_owned();
+    let heal = move |hosts: &Hosts| hosts.signal(host, &role, Signal::Continue);
+    Ok(Injected { on, hold, proof, heal: Box::new(heal) })
+}
+
+/// Waits until the metadata leader, as a client sees it, is another process than this one.
+fn another_leads(hosts: &Hosts, old: Option<u32>) -> Result<()> {
+    until("another leader", 30, || {
+        let (at, now) = hosts.leader(CLIENT)?;
+        Ok((hosts.pid(at, &now)? != old).then_some(()))
+    })
 }
 
 /// Waits until the supervisor has started another process of a role.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use cairn_proto::meta::change_placement_request::Change;
 use cairn_proto::meta::{BalancePgs, ChangeSettingsRequest, DropOsd, PlaceOsd, ReplaceOsd};
+use cairn_types::OsdId;
 use cairn_types::map::{ClusterMap, Osd, WEIGHT_ONE};
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use super::moving::{self, Deed, Way, osd_number, weight as parse_weight};
 use super::{Target, verify};
 use crate::failure::{Code, Failure, Outcome};
-use crate::form::{OsdCreate, create_osd};
+use crate::form::{OsdCreate, create_osd, forget_disk};
 use crate::output::{self, Format};
 use crate::size;
 
@@ -240,10 +241,7 @@ async fn move_data(verb: OsdVerb) -> Outcome {
             let done = format!("osd-{with} has taken the place of osd-{id}");
             (deed(change, done, format!("osd-{with} would take the place of osd-{id}"), Some(id)), way)
         }
-        OsdVerb::Remove { id, way } => {
-            let change = Some(Change::Remove(DropOsd { id }));
-            (deed(change, format!("osd-{id} is forgotten"), format!("osd-{id} would be forgotten"), None), way)
-        }
+        OsdVerb::Remove { id, way } => return remove(id, way).await,
         OsdVerb::Balance { most, way } => {
             let change = Some(Change::Balance(BalancePgs { most, automatic: false }));
             (deed(change, "balanced".to_owned(), "balancing would move".to_owned(), None), way)
@@ -261,6 +259,24 @@ async fn move_data(verb: OsdVerb) -> Outcome {
         | OsdVerb::Unset { .. } => unreachable!("done by `run`"),
     };
     moving::carry_out(deed, &way).await
+}
+
+/// The cluster forgets an OSD, and this host its disk, where it is one of this host's.
+async fn remove(id: u32, way: Way) -> Outcome {
+    let known = way.target.connect()?.map().await?.osds.get(&OsdId(id)).cloned();
+    let change = Some(Change::Remove(DropOsd { id }));
+    let (done, would) = (format!("osd-{id} is forgotten"), format!("osd-{id} would be forgotten"));
+    moving::carry_out(Deed { change, done, would, empties: None }, &way).await?;
+    let Some(osd) = known.filter(|_| !way.dry_run) else { return Ok(()) };
+    // Beside the answer of the cluster, which may be JSON.
+    match forget_disk(&way.target.dir, &osd)? {
+        Some(disk) => eprintln!("its process {} ends; {} is left as it is", disk.role_name(), disk.device.display()),
+        None => eprintln!(
+            "its process on host {} is refused from now on; said on that host, this command ends it too",
+            osd.location.host
+        ),
+    }
+    Ok(())
 }
 
 fn to_json(osd: &Osd) -> Value {

@@ -4,7 +4,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use cairn_disk::{FileDisk, OpenOptions};
+use cairn_disk::{Disk, FileDisk, OpenOptions};
 use cairn_host::cluster::{OsdDisk, check_osd_size};
 use cairn_host::supervisor::State;
 use cairn_host::{Cluster, Layout};
@@ -18,6 +18,9 @@ use crate::admin::{Metadata, Target};
 use crate::failure::{Code, Failure, Outcome};
 use crate::{size, up};
 
+/// Zeroed at both ends of what is wiped.
+const WIPED: u64 = 1 << 20;
+
 /// A disk for an OSD.
 #[derive(Args)]
 pub(crate) struct OsdCreate {
@@ -29,6 +32,9 @@ pub(crate) struct OsdCreate {
     /// ssd, hdd, nvme, ...
     #[arg(long, default_value = "ssd")]
     device_class: String,
+    /// Delete what is on it: a filesystem, a partition table, an OSD of another cluster. Never while it is in use.
+    #[arg(long)]
+    wipe: bool,
     /// Tests only: what the disk does wrong stands in this file.
     #[arg(long, hide = true)]
     inject_disk_faults: Option<PathBuf>,
@@ -51,6 +57,11 @@ pub(crate) async fn create(options: OsdCreate) -> Outcome {
         .map_err(Failure::while_(format!("cannot resolve {}", options.device.display())))?;
     // The same command again waits for what it began.
     let (disk, returning) = match cluster.disks.iter().find(|disk| disk.device == device) {
+        Some(known) if options.wipe => {
+            let message =
+                format!("{} is {} of this host already, and is not wiped", device.display(), known.role_name());
+            return Err(Failure::new(Code::Failed, message));
+        }
         Some(known) => (known.clone(), true),
         None => add(&mut cluster, &layout, &options, &device, &status.cluster_id)?,
     };
@@ -96,16 +107,16 @@ fn add(
     if let Some(address) = disk.listen.strip_prefix("tcp:").and_then(|address| address.parse().ok()) {
         super::check_port(address)?;
     }
-    let (uuid, returning) = prepare(device, options.size, cluster_id)?;
+    let (uuid, returning) = prepare(device, options.size, options.wipe, cluster_id)?;
     disk.uuid = Some(uuid);
     disk.inject_disk_faults.clone_from(&options.inject_disk_faults);
     Ok((disk.clone(), returning))
 }
 
 /// Formats a blank disk. One that was an OSD of this cluster comes back as what it was. Its name, and whether it was.
-fn prepare(device: &Path, size: Option<u64>, cluster: &str) -> Result<(Uuid, bool), Failure> {
+fn prepare(device: &Path, size: Option<u64>, wipe: bool, cluster: &str) -> Result<(Uuid, bool), Failure> {
     let is_new = check(device, size)?;
-    let outcome = format(device, size, cluster);
+    let outcome = format(device, size, wipe, cluster);
     if outcome.is_err() && is_new {
         // What this command made and could not use.
         let _ = std::fs::remove_file(device);
@@ -147,26 +158,64 @@ fn check(device: &Path, size: Option<u64>) -> Result<bool, Failure> {
     Ok(false)
 }
 
-fn format(device: &Path, size: Option<u64>, cluster: &str) -> Result<(Uuid, bool), Failure> {
+fn format(device: &Path, size: Option<u64>, wiped: bool, cluster: &str) -> Result<(Uuid, bool), Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(Code::Failed, format!("{} cannot become an OSD: {error}", device.display()))
     };
     let options = OpenOptions { path: device.into(), create_len: size, read_only: false };
     let disk = FileDisk::open(&options).map_err(|error| failed(&error))?;
-    if let Some(superblock) = cairn_store::read_superblock(&disk).map_err(|error| failed(&error))? {
-        let theirs = superblock.identity.cluster;
-        if !theirs.is_nil() && theirs.to_string() != cluster {
-            let message = format!(
-                "{} holds an OSD of another cluster ({theirs}); wipe its first MiB if nobody needs what is on it",
-                device.display()
-            );
-            return Err(Failure::new(Code::Failed, message));
+    match cairn_store::read_superblock(&disk) {
+        Ok(Some(found)) if found.identity.cluster.to_string() == cluster && wiped => {
+            return Err(failed(
+                &"it is one of this cluster already, and comes back as what it was without --wipe; if nobody needs what \
+                  is on it, wipe its first MiB by hand",
+            ));
         }
-        return Ok((superblock.identity.osd_uuid, superblock.identity.osd.is_some()));
+        Ok(Some(found)) if !wiped => {
+            let theirs = found.identity.cluster;
+            if !theirs.is_nil() && theirs.to_string() != cluster {
+                return Err(failed(&format!("it is one of another cluster ({theirs}); --wipe deletes what is on it")));
+            }
+            return Ok((found.identity.osd_uuid, found.identity.osd.is_some()));
+        }
+        Err(error) if !wiped => return Err(failed(&error)),
+        // Whatever is on it is not wanted.
+        Ok(_) | Err(_) if wiped => wipe(&disk).map_err(|error| failed(&error))?,
+        Ok(_) | Err(_) => {}
     }
     let format = FormatOptions { osd_uuid: Uuid::new_v4(), ring_len: None, force: false };
-    cairn_store::format(&disk, &format).map_err(|error| failed(&error))?;
+    cairn_store::format(&disk, &format).map_err(|error| match error {
+        cairn_store::Error::NotBlank { .. } => failed(&format!("{error}: --wipe does that")),
+        error => failed(&error),
+    })?;
     Ok((format.osd_uuid, false))
+}
+
+/// Whatever makes a device its own marks one of its ends.
+fn wipe(disk: &FileDisk) -> Result<(), cairn_disk::Error> {
+    let len = WIPED.min(disk.len());
+    let zeros = cairn_disk::AlignedBuf::zeroed(len as usize).freeze();
+    disk.write_at(disk.len() - len, &[zeros.clone()])?;
+    disk.write_at(0, &[zeros])?;
+    disk.sync()
+}
+
+/// An OSD was removed from the cluster. A disk of this host that was that OSD is described no longer, and its process ends.
+pub(crate) fn forget(dir: &Path, osd: &Osd) -> Result<Option<OsdDisk>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::new(Code::Failed, error.to_string());
+    // Asked from a machine that is no host of the cluster.
+    let Ok(layout) = up::existing(dir) else { return Ok(None) };
+    let _alone = Cluster::lock(&layout).map_err(|error| failed(&error))?;
+    let mut cluster = up::described(&layout)?;
+    // `up` does not know the names of the disks that it makes.
+    let was = |disk: &OsdDisk| disk.uuid.map_or(osd.addresses.contains(&disk.listen), |uuid| uuid == osd.uuid);
+    let Some(at) = cluster.disks.iter().position(was) else { return Ok(None) };
+    let disk = cluster.disks.remove(at);
+    cluster.save(&layout).map_err(|error| failed(&error))?;
+    if let Some(supervisor) = State::load(&layout).and_then(|state| state.live_supervisor()) {
+        supervisor.signal(Signal::HUP);
+    }
+    Ok(Some(disk))
 }
 
 /// What `reset` leaves because it lies elsewhere.
@@ -182,16 +231,16 @@ mod tests {
     const CLUSTER: &str = "6f6f6f6f-0000-4000-8000-000000000001";
 
     fn refused(device: &Path, size: Option<u64>) -> String {
-        prepare(device, size, CLUSTER).unwrap_err().to_string()
+        prepare(device, size, false, CLUSTER).unwrap_err().to_string()
     }
 
     #[test]
     fn a_new_file_is_formatted_and_known_again() {
         let folder = tempfile::tempdir().unwrap();
         let device = folder.path().join("disk");
-        let made = prepare(&device, Some(1 << 30), CLUSTER).unwrap();
+        let made = prepare(&device, Some(1 << 30), false, CLUSTER).unwrap();
         assert!(!made.1);
-        assert_eq!(prepare(&device, None, CLUSTER).unwrap(), made, "formatted, and never registered");
+        assert_eq!(prepare(&device, None, false, CLUSTER).unwrap(), made, "formatted, and never registered");
     }
 
     #[test]
@@ -211,6 +260,7 @@ mod tests {
         assert!(refused(&device, Some(1 << 30)).contains("leave --size out"));
         assert!(refused(&device, None).contains("not blank"));
         assert!(device.exists(), "what was there stays");
+        assert!(!prepare(&device, None, true, CLUSTER).unwrap().1, "unless it is to be wiped");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::admin::Metadata;
 use crate::failure::{Code, Failure, Outcome};
 use crate::up;
 
-pub(crate) use disk::{OsdCreate, create as create_osd, outside as disks_outside};
+pub(crate) use disk::{OsdCreate, create as create_osd, forget as forget_disk, outside as disks_outside};
 pub(crate) use init::{Init, TokenVerb, init, token};
 pub(crate) use join::{Join, join};
 

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_meta_core::{Failure, Refusal, fence_pending, health, members, moves, query, scrub};
+use cairn_meta_core::{Failure, FencePending, Refusal, fence_pending, health, members, moves, query, scrub};
 use cairn_meta_raft::StoreError;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
@@ -48,8 +48,8 @@ const UPDATES: usize = 4;
 const FENCE_PATIENCE: Duration = Duration::from_secs(8);
 /// How long a snapshot waits for the holder of its volume, which waits a little less for its writes.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(7);
-/// Placement groups that are named in one sentence.
-const NAMED_PGS: usize = 8;
+/// Placement groups, or OSDs, that are named in one sentence.
+const NAMED: usize = 8;
 /// A watch at a member that has lost its leader ends after this long: the client finds another.
 const LEADERLESS: Duration = Duration::from_secs(5);
 
@@ -114,19 +114,11 @@ impl MetaDoor {
             progresses.borrow_and_update();
             let pending = self.gateway.local(move |machine, _| fence_pending(machine.map(), pool, epoch));
             let pending = pending.await.map_err(status)?;
-            if pending.is_empty() {
+            if pending.holds() {
                 return Ok(());
             }
             if tokio::time::timeout_at(deadline, progresses.changed()).await.is_err() {
-                let named: Vec<String> = pending.iter().take(NAMED_PGS).map(ToString::to_string).collect();
-                let more = pending.len().saturating_sub(NAMED_PGS);
-                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                let message = format!(
-                    "the fence does not hold yet: no in-sync OSD of placement groups {}{more} has acknowledged map {epoch}",
-                    named.join(", ")
-                );
-                let remedy = "bring back an OSD of each of them, then ask again with the same session and sequence";
-                return Err(explained(Code::DeadlineExceeded, &message, remedy));
+                return Err(unfenced(&pending, epoch));
             }
         }
     }
@@ -210,6 +202,34 @@ impl MetaDoor {
         let severe = silent_voters * 2 >= self.peers.count();
         let remedy = "start them again; one whose disk is lost is replaced: cairn meta replace ID ADDRESS";
         Some(health::check("META_DOWN", severe, summary, remedy, silent))
+    }
+}
+
+/// What a fence waits for, in words: OSDs that are up and have not heard of it, or groups of which nobody has.
+fn unfenced(pending: &FencePending, epoch: Epoch) -> Status {
+    let again = "ask again with the same session and sequence";
+    let mut missing = Vec::new();
+    let mut remedies = Vec::new();
+    if !pending.osds.is_empty() {
+        let (verb, have) = if pending.osds.len() == 1 { ("is", "has") } else { ("are", "have") };
+        missing.push(format!("{} {verb} up and {have} not acknowledged map {epoch}", named(&pending.osds)));
+        remedies.push("wait, or stop what is up and does not answer");
+    }
+    if !pending.pgs.is_empty() {
+        let groups = named(&pending.pgs);
+        missing.push(format!("no in-sync OSD of placement groups {groups} has acknowledged map {epoch}"));
+        remedies.push("bring back an in-sync OSD of each of the groups");
+    }
+    let message = format!("the fence does not hold yet: {}", missing.join("; "));
+    explained(Code::DeadlineExceeded, &message, &format!("{}, then {again}", remedies.join("; ")))
+}
+
+/// The first few, and how many more there are.
+fn named<T: ToString>(all: &[T]) -> String {
+    let first: Vec<String> = all.iter().take(NAMED).map(ToString::to_string).collect();
+    match all.len().saturating_sub(NAMED) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
     }
 }
 
