@@ -64,7 +64,7 @@ enum Verb {
         #[command(flatten)]
         target: Target,
     },
-    /// Volumes: create, ls, info, resize, rm.
+    /// Volumes: create, ls, info, resize, rename, label, attach, detach, rm.
     Volume {
         #[command(subcommand)]
         verb: VolumeVerb,

@@ -174,6 +174,8 @@ impl MetaClient {
         resize_volume(meta::ResizeVolumeRequest) -> meta::ResizeVolumeReply;
         /// Deletes a volume.
         delete_volume(meta::DeleteVolumeRequest) -> meta::DeleteVolumeReply;
+        /// Changes a volume's name or labels.
+        change_volume(meta::ChangeVolumeRequest) -> meta::ChangeVolumeReply;
         /// Makes a node known.
         register_node(meta::RegisterNodeRequest) -> meta::RegisterNodeReply;
         /// Lets a node hold a volume.
@@ -383,4 +385,5 @@ mutating!(
     DetachRequest,
     ChangeMemberRequest,
     MuteHealthRequest,
+    ChangeVolumeRequest,
 );

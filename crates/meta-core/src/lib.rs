@@ -14,6 +14,7 @@
 
 mod attach;
 mod capacity;
+mod change;
 mod fills;
 pub mod health;
 mod health_placement;

@@ -309,6 +309,7 @@ impl Machine {
             Payload::CreateVolume(r) => Answer::CreateVolume(self.create_volume(turn, r)?),
             Payload::ResizeVolume(r) => Answer::ResizeVolume(self.resize_volume(turn, &r)?),
             Payload::DeleteVolume(r) => Answer::DeleteVolume(self.delete_volume(turn, &r)?),
+            Payload::ChangeVolume(r) => Answer::ChangeVolume(self.change_volume(turn, r)?),
             Payload::RegisterNode(r) => Answer::RegisterNode(self.register_node(turn, r)?),
             Payload::PublishVolume(r) => Answer::PublishVolume(self.publish_volume(turn, &r)?),
             Payload::UnpublishVolume(r) => Answer::UnpublishVolume(self.unpublish_volume(turn, &r)?),

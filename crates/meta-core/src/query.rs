@@ -63,7 +63,8 @@ pub fn volumes(machine: &Machine, state: &dyn StateRead, request: &ListVolumesRe
     let from = keys::volume(VolumeId(after.saturating_add(1)));
     record::each(state, keys::VOLUMES, &from, &mut |_, record: VolumeRecord| {
         let shown = volume::shown(&record);
-        if record.deleting || pool.is_some_and(|pool| pool.0 != shown.pool) {
+        let has = |(key, value): (&String, &String)| shown.labels.get(key) == Some(value);
+        if record.deleting || pool.is_some_and(|pool| pool.0 != shown.pool) || !request.labels.iter().all(has) {
             return Ok(true);
         }
         if reply.volumes.len() == most {

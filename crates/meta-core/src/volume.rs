@@ -14,6 +14,7 @@ use cairn_types::volume::AttachMode;
 use cairn_types::{BLOCK_SIZE, Generation, Incarnation, OsdId, PgId, PoolId, VolumeId};
 
 use crate::capacity::{available, human};
+use crate::change;
 use crate::machine::{Machine, Tally, Turn};
 use crate::refusal::{Corrupt, Outcome, Refusal};
 use crate::state::StateRead;
@@ -21,8 +22,6 @@ use crate::{keys, record};
 
 /// The largest volume: 1 PiB.
 const LARGEST: u64 = 1 << 50;
-const LABELS: usize = 64;
-const LABEL_BYTES: usize = 256;
 
 /// What the OSDs let through for a volume; `None` while nobody ever held it.
 pub(crate) fn fence_of(record: &VolumeRecord) -> Option<VolumeFence> {
@@ -80,7 +79,7 @@ impl Machine {
         request: CreateVolumeRequest,
     ) -> Outcome<CreateVolumeReply> {
         check_name(&request.name)?;
-        check_labels(&request)?;
+        change::check_labels(&request.labels)?;
         let pool = self.pool_for(&request.pool)?.clone();
         let size = whole_blocks(request.size)?;
         if let Some(id) = record::volume_named(&turn.state, &request.name)? {
@@ -239,19 +238,10 @@ fn whole_blocks(size: u64) -> Result<u64, Refusal> {
     Ok(size.next_multiple_of(BLOCK_SIZE.into()))
 }
 
-fn check_name(name: &str) -> Result<(), Refusal> {
+pub(crate) fn check_name(name: &str) -> Result<(), Refusal> {
     if name.is_empty() || name.len() > 128 || name.chars().any(char::is_control) || name.trim() != name {
         let message = format!("`{}` cannot be the name of a volume", name.escape_debug());
         return Err(Refusal::invalid(message).remedy("use 1 to 128 bytes of printable text"));
-    }
-    Ok(())
-}
-
-fn check_labels(request: &CreateVolumeRequest) -> Result<(), Refusal> {
-    let long = |(key, value): (&String, &String)| key.len() > LABEL_BYTES || value.len() > LABEL_BYTES;
-    if request.labels.len() > LABELS || request.labels.iter().any(long) {
-        let message = format!("a volume has at most {LABELS} labels of at most {LABEL_BYTES} bytes");
-        return Err(Refusal::invalid(message));
     }
     Ok(())
 }

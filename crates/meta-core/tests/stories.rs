@@ -16,11 +16,11 @@ use cairn_proto::etcdserverpb::{
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    AttachMode, AttachRequest, ChangePgsRequest, CommandError, CreatePoolRequest, CreateVolumeRequest,
-    DeleteVolumeRequest, DetachRequest, DownEvidence, InitCluster, LeaseExpire, ListVolumesRequest, Location, LogPoint,
-    OsdReports, PgChange, PgId, Pool, PublishVolumeRequest, RegisterNodeRequest, RemoveOsd, ReportDownRequest,
-    ReportOsdRequest, ReportPurgedRequest, ResizeVolumeRequest, SetOsdPlaced, UnpublishVolumeRequest, Volume,
-    VolumeRef, volume_ref,
+    AttachMode, AttachRequest, ChangePgsRequest, ChangeVolumeRequest, CommandError, CreatePoolRequest,
+    CreateVolumeRequest, DeleteVolumeRequest, DetachRequest, DownEvidence, InitCluster, LeaseExpire,
+    ListVolumesRequest, Location, LogPoint, OsdReports, PgChange, PgId, Pool, PublishVolumeRequest,
+    RegisterNodeRequest, RemoveOsd, ReportDownRequest, ReportOsdRequest, ReportPurgedRequest, ResizeVolumeRequest,
+    SetOsdPlaced, UnpublishVolumeRequest, Volume, VolumeRef, volume_ref,
 };
 use cairn_proto::mvccpb::{Event, KeyValue};
 use cairn_types::map::PgConfig;
@@ -110,6 +110,12 @@ pub(crate) fn number(text: &str) -> u64 {
         _ => (text, 0),
     };
     if digits.is_empty() { 0 } else { digits.parse::<u64>().unwrap() << power }
+}
+
+/// Whatever a line sets besides these keys.
+fn labels(line: &Line<'_>, others: &[&str]) -> BTreeMap<String, String> {
+    let labels = line.values.iter().filter(|(key, _)| !others.contains(key));
+    labels.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 fn osds(cluster: &Cluster, names: &str) -> Vec<u32> {
@@ -261,6 +267,7 @@ fn look(cluster: &mut Cluster, line: &Line<'_>) -> Option<String> {
                 page_size: line.number("page") as u32,
                 page_token: line.value("token").into(),
                 pool: line.value("pool").into(),
+                labels: labels(line, &["page", "token", "pool"]),
             };
             match query::volumes(&cluster.machine, &cluster.state, &request) {
                 Ok(reply) => {
@@ -427,6 +434,13 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
             Payload::ResizeVolume(ResizeVolumeRequest { mutation: None, volume: by(name), size: line.number("size") })
         }
         "delete" => Payload::DeleteVolume(DeleteVolumeRequest { mutation: None, volume: by(name) }),
+        "change" => Payload::ChangeVolume(ChangeVolumeRequest {
+            mutation: None,
+            volume: by(name),
+            name: line.value("name").into(),
+            labels: labels(line, &["name"]),
+            remove_labels: line.words[2..].iter().filter_map(|word| word.strip_suffix('-')).map(Into::into).collect(),
+        }),
         "purged" => Payload::ReportPurged(ReportPurgedRequest {
             mutation: None,
             reporter: cluster.osd(line.value("by")),
@@ -509,6 +523,8 @@ fn volume(volume: &Volume) -> String {
     if !volume.published_nodes.is_empty() {
         write!(text, " published={}", volume.published_nodes.join(",")).unwrap();
     }
+    let labels: BTreeMap<_, _> = volume.labels.iter().collect();
+    labels.iter().for_each(|(key, value)| write!(text, " {key}={value}").unwrap());
     text
 }
 
@@ -562,6 +578,7 @@ fn told(cluster: &Cluster, result: Result<Answer, CommandError>) -> String {
         }
         Answer::CreateVolume(reply) => volume(&reply.volume.unwrap()) + if reply.existed { " (existed)" } else { "" },
         Answer::ResizeVolume(reply) => volume(&reply.volume.unwrap()),
+        Answer::ChangeVolume(reply) => volume(&reply.volume.unwrap()),
         Answer::DeleteVolume(reply) => if reply.existed { "deleted" } else { "there was none" }.into(),
         Answer::Attach(reply) => {
             format!("g{} at e{}: {}", reply.generation, reply.epoch, volume(&reply.volume.unwrap()))

@@ -159,7 +159,7 @@ impl Calls {
         let negative = |_| CsiError::Capacity(crate::capacity::CapacityError::Negative(request.max_entries.into()));
         let page_size = u32::try_from(request.max_entries).map_err(negative)?;
         let page_token = request.starting_token.clone();
-        let list = meta::ListVolumesRequest { page_size, page_token, pool: String::new() };
+        let list = meta::ListVolumesRequest { page_size, page_token, ..meta::ListVolumesRequest::default() };
         let reply = self.meta.list_volumes(list).await.map_err(|error| match error.code() {
             Code::InvalidArgument | Code::OutOfRange | Code::NotFound if !request.starting_token.is_empty() => {
                 CsiError::PageToken(request.starting_token.clone())

@@ -1,5 +1,6 @@
 //! The administrator's verbs: what the metadata service knows, shown, and the few things an admin asks of it.
 
+mod labels;
 mod meta;
 mod meta_here;
 mod moving;

@@ -1,4 +1,6 @@
-//! `cairn volume create|ls|info|resize|rm|attach|detach`.
+//! `cairn volume create|ls|info|resize|rename|label|rm|attach|detach`.
+
+use std::collections::BTreeMap;
 
 use cairn_meta_client::MetaClient;
 use cairn_proto::attach::attach_daemon_client::AttachDaemonClient;
@@ -8,7 +10,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use super::Target;
+use super::{Target, labels};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::size;
@@ -28,7 +30,12 @@ pub(crate) enum VolumeVerb {
         pool: String,
     },
     /// All volumes.
-    Ls,
+    #[command(alias = "list")]
+    Ls {
+        /// Only those with this label; given several times, with all of them.
+        #[arg(short, long, value_name = "KEY=VALUE", value_parser = labels::pair)]
+        label: Vec<(String, String)>,
+    },
     /// One volume: who holds it, under which generation.
     Info {
         /// Its name, or `id:NUMBER`.
@@ -41,6 +48,21 @@ pub(crate) enum VolumeVerb {
         /// The new size.
         #[arg(long, value_parser = size::parse)]
         size: u64,
+    },
+    /// Give a volume another name. Whoever has it attached goes on.
+    Rename {
+        /// Its name, or `id:NUMBER`.
+        volume: String,
+        /// The new one.
+        new: String,
+    },
+    /// Set labels of a volume (`KEY=VALUE`), and take some away (`KEY-`).
+    Label {
+        /// Its name, or `id:NUMBER`.
+        volume: String,
+        /// At most 64, with keys and values of at most 256 bytes.
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-", value_parser = labels::change)]
+        changes: Vec<labels::Change>,
     },
     /// Make a volume a block device (or an NBD socket) on this host, and print its path.
     Attach {
@@ -65,6 +87,7 @@ pub(crate) enum VolumeVerb {
         volume: String,
     },
     /// Delete a volume and its data.
+    #[command(visible_alias = "delete")]
     Rm {
         /// Its name, or `id:NUMBER`.
         volume: String,
@@ -83,11 +106,28 @@ pub(crate) async fn run(verb: VolumeVerb, target: &Target) -> Outcome {
             let verb = if reply.existed { "exists already" } else { "made" };
             one(reply.volume, verb, target.output)
         }
-        VolumeVerb::Ls => list(&all(&client).await?, target.output),
+        VolumeVerb::Ls { label } => list(&all(&client, label.into_iter().collect()).await?, target.output),
         VolumeVerb::Info { volume } => info(&find(&client, &volume).await?, target.output),
         VolumeVerb::Resize { volume, size } => {
             let request = meta::ResizeVolumeRequest { mutation: None, volume: Some(reference(&volume)?), size };
             one(client.resize_volume(request).await?.volume, "resized", target.output)
+        }
+        VolumeVerb::Rename { volume, new } => {
+            let request = meta::ChangeVolumeRequest { name: new, ..changing(&volume)? };
+            let words = format!("is what {volume} is called now");
+            one(client.change_volume(request).await?.volume, &words, target.output)
+        }
+        VolumeVerb::Label { volume, changes } => {
+            let mut request = changing(&volume)?;
+            for change in changes {
+                match change {
+                    labels::Change::Set(key, value) => drop(request.labels.insert(key, value)),
+                    labels::Change::Remove(key) => request.remove_labels.push(key),
+                }
+            }
+            let volume = client.change_volume(request).await?.volume.unwrap_or_default();
+            let words = format!("is labelled {}", labels::shown(&volume.labels));
+            one(Some(volume), &words, target.output)
         }
         VolumeVerb::Attach { volume, nbd, read_only, shared, steal } => {
             let volume = find(&client, &volume).await?;
@@ -162,11 +202,12 @@ async fn find(client: &MetaClient, name: &str) -> Result<meta::Volume, Failure> 
     volume.ok_or_else(|| Failure::new(Code::NotFound, format!("there is no volume {name}")))
 }
 
-async fn all(client: &MetaClient) -> Result<Vec<meta::Volume>, Failure> {
+async fn all(client: &MetaClient, labels: BTreeMap<String, String>) -> Result<Vec<meta::Volume>, Failure> {
     let mut volumes = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = meta::ListVolumesRequest { page_size: 500, page_token, pool: String::new() };
+        let labels = labels.clone();
+        let request = meta::ListVolumesRequest { page_size: 500, page_token, labels, ..Default::default() };
         let page = client.list_volumes(request).await?;
         volumes.extend(page.volumes);
         if page.next_page_token.is_empty() {
@@ -174,6 +215,10 @@ async fn all(client: &MetaClient) -> Result<Vec<meta::Volume>, Failure> {
         }
         page_token = page.next_page_token;
     }
+}
+
+fn changing(volume: &str) -> Result<meta::ChangeVolumeRequest, Failure> {
+    Ok(meta::ChangeVolumeRequest { volume: Some(reference(volume)?), ..Default::default() })
 }
 
 fn reference(text: &str) -> Result<meta::VolumeRef, Failure> {
@@ -223,9 +268,10 @@ fn list(volumes: &[meta::Volume], format: Format) -> Outcome {
             size::show(volume.size),
             volume.pool_name.clone(),
             nodes.join(" "),
+            labels::shown(&volume.labels),
         ]
     });
-    output::table(&["VOLUME", "ID", "SIZE", "POOL", "ATTACHED TO"], rows);
+    output::table(&["VOLUME", "ID", "SIZE", "POOL", "ATTACHED TO", "LABELS"], rows);
     Ok(())
 }
 

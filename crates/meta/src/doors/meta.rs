@@ -13,15 +13,16 @@ use cairn_proto::meta::meta_server::Meta;
 use cairn_proto::meta::{
     AttachReply, AttachRequest, BackupPiece, BackupRequest, ChangeMemberReply, ChangeMemberRequest, ChangePgsReply,
     ChangePgsRequest, ChangePlacementReply, ChangePlacementRequest, ChangeSettingsReply, ChangeSettingsRequest,
-    CreatePoolReply, CreatePoolRequest, CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest,
-    DetachReply, DetachRequest, DownEvidence, ErrorCode, GetVolumeReply, GetVolumeRequest, HealthCheck, HealthReply,
-    HealthRequest, ListNodesReply, ListNodesRequest, ListPgsReply, ListPgsRequest, ListPoolsReply, ListPoolsRequest,
-    ListVolumesReply, ListVolumesRequest, MapUpdate, Member, MemberRecord, Mutation, MuteHealthReply,
-    MuteHealthRequest, OrderScrubReply, OrderScrubRequest, PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply,
-    RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest, ReportDownReply, ReportDownRequest, ReportOsdReply,
-    ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest, ReportScrubReply, ReportScrubRequest, ResizeVolumeReply,
-    ResizeVolumeRequest, ScheduleScrubsReply, ScheduleScrubsRequest, StatusReply, StatusRequest, UnpublishVolumeReply,
-    UnpublishVolumeRequest, VolumeRef, WatchMapRequest, volume_ref,
+    ChangeVolumeReply, ChangeVolumeRequest, CreatePoolReply, CreatePoolRequest, CreateVolumeReply, CreateVolumeRequest,
+    DeleteVolumeReply, DeleteVolumeRequest, DetachReply, DetachRequest, DownEvidence, ErrorCode, GetVolumeReply,
+    GetVolumeRequest, HealthCheck, HealthReply, HealthRequest, ListNodesReply, ListNodesRequest, ListPgsReply,
+    ListPgsRequest, ListPoolsReply, ListPoolsRequest, ListVolumesReply, ListVolumesRequest, MapUpdate, Member,
+    MemberRecord, Mutation, MuteHealthReply, MuteHealthRequest, OrderScrubReply, OrderScrubRequest, PublishVolumeReply,
+    PublishVolumeRequest, RegisterNodeReply, RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest,
+    ReportDownReply, ReportDownRequest, ReportOsdReply, ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest,
+    ReportScrubReply, ReportScrubRequest, ResizeVolumeReply, ResizeVolumeRequest, ScheduleScrubsReply,
+    ScheduleScrubsRequest, StatusReply, StatusRequest, UnpublishVolumeReply, UnpublishVolumeRequest, VolumeRef,
+    WatchMapRequest, volume_ref,
 };
 use cairn_types::{Epoch, PoolId};
 use futures::Stream;
@@ -405,6 +406,10 @@ impl Meta for MetaDoor {
 
     async fn delete_volume(&self, request: Request<DeleteVolumeRequest>) -> Reply<DeleteVolumeReply> {
         Ok(Response::new(mutate!(self, request, DeleteVolume)))
+    }
+
+    async fn change_volume(&self, request: Request<ChangeVolumeRequest>) -> Reply<ChangeVolumeReply> {
+        Ok(Response::new(mutate!(self, request, ChangeVolume)))
     }
 
     async fn register_node(&self, request: Request<RegisterNodeRequest>) -> Reply<RegisterNodeReply> {
