@@ -1,4 +1,4 @@
-//! What changes of a volume without its data: its name and its labels. Whoever holds the volume goes on undisturbed,
+//! What changes of a volume without its data: its name, its labels, how long it is kept once it is deleted. Whoever holds the volume goes on undisturbed,
 //! because a holding names the volume by its id.
 
 use std::collections::BTreeMap;
@@ -7,6 +7,7 @@ use cairn_proto::meta::{ChangeVolumeReply, ChangeVolumeRequest, ErrorCode};
 
 use crate::machine::{Machine, Turn};
 use crate::refusal::{Outcome, Refusal};
+use crate::trash::check_retention;
 use crate::volume::{called, check_name, required, shown};
 use crate::{keys, record};
 
@@ -27,6 +28,8 @@ impl Machine {
         request.remove_labels.iter().for_each(|key| drop(volume.labels.remove(key)));
         volume.labels.extend(request.labels);
         check_labels(&volume.labels)?;
+        check_retention(request.retention_s)?;
+        volume.retention_s = request.retention_s.or(volume.retention_s);
         let renamed = !request.name.is_empty() && request.name != volume.name;
         if renamed {
             check_name(&request.name)?;

@@ -39,6 +39,7 @@ mod session;
 mod settings;
 mod split;
 mod state;
+pub mod trash;
 mod volume;
 mod writes;
 

@@ -4,7 +4,7 @@
 //! `apply` is a function of the state and the command. It knows no clock, no randomness and no I/O, so that every
 //! member, and every replay, computes the same bytes. A command that is refused changes nothing but its session.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use cairn_placement::Exception;
@@ -89,7 +89,7 @@ pub(crate) struct OsdNotes {
     pub(crate) stands_for: Option<OsdId>,
 }
 
-/// Volumes of one pool, deleted ones not counted.
+/// Volumes of one pool, those in its trash too; what is being purged is not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) volumes: u64,
@@ -104,6 +104,8 @@ pub struct Machine {
     pub(crate) notes: BTreeMap<OsdId, OsdNotes>,
     pub(crate) tallies: BTreeMap<PoolId, Tally>,
     pub(crate) nodes: BTreeMap<String, NodeRecord>,
+    /// What is in the trash, by the second in which its time there ends.
+    pub(crate) trash: BTreeSet<(u64, VolumeId)>,
     pub(crate) exceptions: BTreeMap<PgId, Vec<Exception>>,
     pub(crate) kv: KvRecord,
     pub(crate) scrubs: Scrubs,
@@ -153,6 +155,7 @@ impl Machine {
             notes: BTreeMap::new(),
             tallies: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            trash: BTreeSet::new(),
             exceptions: BTreeMap::new(),
             kv,
             scrubs: Scrubs::open(state)?,
@@ -203,6 +206,9 @@ impl Machine {
                 let tally = self.tallies.entry(PoolId(shown.pool)).or_default();
                 tally.volumes += 1;
                 tally.provisioned += shown.size;
+            }
+            if let Some(trashed) = shown.trashed.filter(|_| !record.deleting) {
+                self.trash.insert((trashed.expires_at_s, VolumeId(shown.id)));
             }
             if let Some(fence) = volume::fence_of(&record) {
                 self.map.volumes.insert(VolumeId(shown.id), fence);
@@ -310,6 +316,8 @@ impl Machine {
             Payload::ResizeVolume(r) => Answer::ResizeVolume(self.resize_volume(turn, &r)?),
             Payload::DeleteVolume(r) => Answer::DeleteVolume(self.delete_volume(turn, &r)?),
             Payload::ChangeVolume(r) => Answer::ChangeVolume(self.change_volume(turn, r)?),
+            Payload::UndeleteVolume(r) => Answer::UndeleteVolume(self.undelete_volume(turn, &r)?),
+            Payload::PurgeTrash(r) => Answer::PurgeTrash(self.purge_trash(turn, &r)?),
             Payload::RegisterNode(r) => Answer::RegisterNode(self.register_node(turn, r)?),
             Payload::PublishVolume(r) => Answer::PublishVolume(self.publish_volume(turn, &r)?),
             Payload::UnpublishVolume(r) => Answer::UnpublishVolume(self.unpublish_volume(turn, &r)?),

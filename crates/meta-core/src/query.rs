@@ -29,12 +29,20 @@ pub fn fence_pending(map: &ClusterMap, pool: PoolId, epoch: Epoch) -> Vec<PgId> 
     map.pgs.range(first..=last).filter(|(_, pg)| !knows(pg)).map(|(id, _)| *id).collect()
 }
 
-/// A volume by id or name. One that is being purged is gone.
+/// A volume by id or name. One that is in the trash, or being purged, is gone.
 ///
 /// # Errors
 /// When its record cannot be read.
 pub fn volume(state: &dyn StateRead, by: &VolumeRef) -> Result<Option<Volume>, Corrupt> {
     Ok(volume::find(state, Some(by))?.map(|record| volume::shown(&record)))
+}
+
+/// The same; one that is missing is refused in words.
+///
+/// # Errors
+/// When there is none, or its record cannot be read.
+pub fn required_volume(state: &dyn StateRead, by: Option<&VolumeRef>) -> Outcome<Volume> {
+    Ok(volume::shown(&volume::required(state, by)?))
 }
 
 /// Volumes in the order of their ids, a page at a time. A token names the last id of its page, so that it stays good
@@ -64,7 +72,11 @@ pub fn volumes(machine: &Machine, state: &dyn StateRead, request: &ListVolumesRe
     record::each(state, keys::VOLUMES, &from, &mut |_, record: VolumeRecord| {
         let shown = volume::shown(&record);
         let has = |(key, value): (&String, &String)| shown.labels.get(key) == Some(value);
-        if record.deleting || pool.is_some_and(|pool| pool.0 != shown.pool) || !request.labels.iter().all(has) {
+        if record.deleting
+            || shown.trashed.is_some() != request.trash
+            || pool.is_some_and(|pool| pool.0 != shown.pool)
+            || !request.labels.iter().all(has)
+        {
             return Ok(true);
         }
         if reply.volumes.len() == most {

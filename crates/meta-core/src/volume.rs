@@ -1,4 +1,5 @@
-//! Volumes: created once per name, grown, deleted; and when a deleted one is gone from every PG.
+//! Volumes: created once per name, grown, deleted (into the trash, see [`crate::trash`], or at once); and when a deleted
+//! one is gone from every PG.
 //!
 //! A volume enters the map with its first attachment: until then no OSD has to know it, and nothing can have been written
 //! to it. From then on its fence stays in the map, empty while nobody holds it, until it is purged. Generations are never
@@ -7,7 +8,7 @@
 use cairn_proto::convert::attach_mode_from;
 use cairn_proto::meta::{
     CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, ErrorCode, ReportPurgedReply,
-    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, Volume, VolumeRecord, VolumeRef, volume_ref,
+    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, Trashed, Volume, VolumeRecord, VolumeRef, volume_ref,
 };
 use cairn_types::map::{Pool, VolumeFence};
 use cairn_types::volume::AttachMode;
@@ -18,6 +19,7 @@ use crate::change;
 use crate::machine::{Machine, Tally, Turn};
 use crate::refusal::{Corrupt, Outcome, Refusal};
 use crate::state::StateRead;
+use crate::trash::check_retention;
 use crate::{keys, record};
 
 /// The largest volume: 1 PiB.
@@ -47,17 +49,29 @@ pub(crate) fn find(state: &dyn StateRead, by: Option<&VolumeRef>) -> Result<Opti
         None => None,
     };
     let found = id.map(|id| record::volume(state, id)).transpose()?.flatten();
-    Ok(found.filter(|record| !record.deleting))
+    Ok(found.filter(|record| !record.deleting && trashed(record).is_none()))
 }
 
 /// Like [`find`], but a missing one is refused.
 pub(crate) fn required(state: &dyn StateRead, by: Option<&VolumeRef>) -> Outcome<VolumeRecord> {
-    let missing = || match by.and_then(|by| by.by.as_ref()) {
-        Some(volume_ref::By::Id(id)) => Refusal::not_found(format!("there is no volume with id {id}")),
-        Some(volume_ref::By::Name(name)) => Refusal::not_found(format!("there is no volume `{name}`")),
+    if let Some(record) = find(state, by)? {
+        return Ok(record);
+    }
+    Err(match by.and_then(|by| by.by.as_ref()) {
+        Some(volume_ref::By::Id(id)) => match record::volume(state, VolumeId(*id))? {
+            Some(record) if !record.deleting => Refusal::not_found(format!("{} is in the trash", called(&record)))
+                .remedy(format!("to have it back: cairn volume undelete id:{id}")),
+            _ => Refusal::not_found(format!("there is no volume with id {id}")),
+        },
+        Some(volume_ref::By::Name(name)) => Refusal::not_found(format!("there is no volume `{}`", name.escape_debug())),
         None => Refusal::invalid("the request names no volume"),
-    };
-    Ok(find(state, by)?.ok_or_else(missing)?)
+    }
+    .into())
+}
+
+/// Since when, and until when, a volume is in the trash.
+pub(crate) fn trashed(record: &VolumeRecord) -> Option<Trashed> {
+    record.volume.as_ref().and_then(|volume| volume.trashed)
 }
 
 /// The part of a record that everybody sees.
@@ -80,6 +94,7 @@ impl Machine {
     ) -> Outcome<CreateVolumeReply> {
         check_name(&request.name)?;
         change::check_labels(&request.labels)?;
+        check_retention(request.retention_s)?;
         let pool = self.pool_for(&request.pool)?.clone();
         let size = whole_blocks(request.size)?;
         if let Some(id) = record::volume_named(&turn.state, &request.name)? {
@@ -100,6 +115,7 @@ impl Machine {
             labels: request.labels,
             created_at_s: turn.now_s,
             object_size: pool.object_size,
+            retention_s: request.retention_s,
             ..Volume::default()
         };
         turn.state.put(keys::volume_name(&volume.name), id.0.to_be_bytes().to_vec());
@@ -171,8 +187,8 @@ impl Machine {
         turn: &mut Turn<'_>,
         request: &DeleteVolumeRequest,
     ) -> Outcome<DeleteVolumeReply> {
-        let Some(mut record) = find(&turn.state, request.volume.as_ref())? else {
-            return Ok(DeleteVolumeReply { existed: false });
+        let Some(record) = find(&turn.state, request.volume.as_ref())? else {
+            return Ok(DeleteVolumeReply::default());
         };
         let volume = shown(&record);
         if let Some(holder) = volume.attachments.first() {
@@ -184,6 +200,18 @@ impl Machine {
             return Err(Refusal::precondition(message).remedy("unpublish it first").into());
         }
         turn.state.delete(keys::volume_name(&volume.name));
+        let retention_s = if request.now { 0 } else { volume.retention_s.unwrap_or(0) };
+        if retention_s > 0 {
+            let trashed = Some(self.put_in_trash(turn, record, retention_s));
+            return Ok(DeleteVolumeReply { existed: true, trashed });
+        }
+        self.destroy(turn, record);
+        Ok(DeleteVolumeReply { existed: true, trashed: None })
+    }
+
+    /// The volume is gone, its data as soon as every primary has removed it. Its name was taken from it before.
+    pub(crate) fn destroy(&mut self, turn: &mut Turn<'_>, mut record: VolumeRecord) {
+        let volume = shown(&record);
         let tally = self.tallies.entry(PoolId(volume.pool)).or_default();
         *tally = Tally { volumes: tally.volumes - 1, provisioned: tally.provisioned - volume.size };
         if record.next_generation <= 1 {
@@ -192,7 +220,6 @@ impl Machine {
             record.deleting = true;
             self.write_volume(turn, &record);
         }
-        Ok(DeleteVolumeReply { existed: true })
     }
 
     pub(crate) fn report_purged(
@@ -254,6 +281,8 @@ fn check_same(existing: &Volume, request: &CreateVolumeRequest, pool: &Pool, siz
         format!("it has {} bytes and not {size}", existing.size)
     } else if existing.labels != request.labels {
         "its labels are others".to_owned()
+    } else if existing.retention_s != request.retention_s {
+        "it is kept for another time once it is deleted".to_owned()
     } else {
         return Ok(());
     };

@@ -17,10 +17,11 @@ use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
     AttachMode, AttachRequest, ChangePgsRequest, ChangeVolumeRequest, CommandError, CreatePoolRequest,
-    CreateVolumeRequest, DeleteVolumeRequest, DetachRequest, DownEvidence, InitCluster, LeaseExpire,
-    ListVolumesRequest, Location, LogPoint, OsdReports, PgChange, PgId, Pool, PublishVolumeRequest,
+    CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DetachRequest, DownEvidence, InitCluster, LeaseExpire,
+    ListVolumesRequest, Location, LogPoint, OsdReports, PgChange, PgId, Pool, PublishVolumeRequest, PurgeTrashRequest,
     RegisterNodeRequest, RemoveOsd, ReportDownRequest, ReportOsdRequest, ReportPurgedRequest, ResizeVolumeRequest,
-    SetOsdPlaced, UnpublishVolumeRequest, Volume, VolumeRef, volume_ref,
+    SetOsdPlaced, UndeleteVolumeRequest, UnpublishVolumeRequest, Volume, VolumeRef, purge_trash_request::What,
+    volume_ref,
 };
 use cairn_proto::mvccpb::{Event, KeyValue};
 use cairn_types::map::PgConfig;
@@ -268,6 +269,7 @@ fn look(cluster: &mut Cluster, line: &Line<'_>) -> Option<String> {
                 page_token: line.value("token").into(),
                 pool: line.value("pool").into(),
                 labels: labels(line, &["page", "token", "pool"]),
+                trash: line.has("trash"),
             };
             match query::volumes(&cluster.machine, &cluster.state, &request) {
                 Ok(reply) => {
@@ -429,16 +431,35 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
                 .map(|value| ("label".to_owned(), (*value).to_owned()))
                 .into_iter()
                 .collect(),
+            retention_s: line.values.get("keep").map(|seconds| number(seconds)),
         }),
         "resize" => {
             Payload::ResizeVolume(ResizeVolumeRequest { mutation: None, volume: by(name), size: line.number("size") })
         }
-        "delete" => Payload::DeleteVolume(DeleteVolumeRequest { mutation: None, volume: by(name) }),
+        "delete" => {
+            let request = DeleteVolumeRequest { mutation: None, volume: by(name), now: line.has("now") };
+            Payload::DeleteVolume(request)
+        }
+        "undelete" => Payload::UndeleteVolume(UndeleteVolumeRequest {
+            mutation: None,
+            volume: by(name),
+            name: line.value("name").into(),
+        }),
+        "purge" => Payload::PurgeTrash(PurgeTrashRequest {
+            mutation: None,
+            what: match name {
+                "all" => Some(What::All(true)),
+                "expired" => Some(What::Expired(true)),
+                "" => None,
+                _ => by(name).map(What::Volume),
+            },
+        }),
         "change" => Payload::ChangeVolume(ChangeVolumeRequest {
             mutation: None,
             volume: by(name),
             name: line.value("name").into(),
-            labels: labels(line, &["name"]),
+            labels: labels(line, &["name", "keep"]),
+            retention_s: line.values.get("keep").map(|seconds| number(seconds)),
             remove_labels: line.words[2..].iter().filter_map(|word| word.strip_suffix('-')).map(Into::into).collect(),
         }),
         "purged" => Payload::ReportPurged(ReportPurgedRequest {
@@ -523,8 +544,10 @@ fn volume(volume: &Volume) -> String {
     if !volume.published_nodes.is_empty() {
         write!(text, " published={}", volume.published_nodes.join(",")).unwrap();
     }
-    let labels: BTreeMap<_, _> = volume.labels.iter().collect();
-    labels.iter().for_each(|(key, value)| write!(text, " {key}={value}").unwrap());
+    if let Some(trashed) = volume.trashed {
+        write!(text, " in the trash from {} to {}", trashed.deleted_at_s, trashed.expires_at_s).unwrap();
+    }
+    volume.labels.iter().for_each(|(key, value)| write!(text, " {key}={value}").unwrap());
     text
 }
 
@@ -579,6 +602,12 @@ fn told(cluster: &Cluster, result: Result<Answer, CommandError>) -> String {
         Answer::CreateVolume(reply) => volume(&reply.volume.unwrap()) + if reply.existed { " (existed)" } else { "" },
         Answer::ResizeVolume(reply) => volume(&reply.volume.unwrap()),
         Answer::ChangeVolume(reply) => volume(&reply.volume.unwrap()),
+        Answer::DeleteVolume(DeleteVolumeReply { trashed: Some(trashed), .. }) => volume(&trashed),
+        Answer::UndeleteVolume(reply) => volume(&reply.volume.unwrap()),
+        Answer::PurgeTrash(reply) => {
+            let ids: Vec<u64> = reply.purged.iter().map(|volume| volume.id).collect();
+            format!("purged {ids:?}{}", if reply.more { ", and there is more" } else { "" })
+        }
         Answer::DeleteVolume(reply) => if reply.existed { "deleted" } else { "there was none" }.into(),
         Answer::Attach(reply) => {
             format!("g{} at e{}: {}", reply.generation, reply.epoch, volume(&reply.volume.unwrap()))
