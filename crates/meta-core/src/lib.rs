@@ -34,6 +34,7 @@ pub mod query;
 mod record;
 mod refusal;
 pub mod restore;
+mod rules;
 pub mod scrub;
 mod session;
 mod settings;

@@ -116,11 +116,14 @@ pub fn pools(machine: &Machine) -> Vec<PoolStatus> {
             pool: Some(pool.into()),
             volumes: tally.volumes,
             provisioned: tally.provisioned,
-            available: available(map, pool),
+            available: machine.allowed(pool).min(available(map, pool)),
             active_pgs: count(&|pg| is_active(map, pool, pg)),
             degraded_pgs: count(&|pg| is_degraded(map, pool, pg)),
             misplaced_pgs: count(&|pg| plan::is_misplaced(map, pool.size, pg)),
             target_pgs: target_pgs(map, pool),
+            rules: Some(machine.rules.get(&pool.id).copied().unwrap_or_default()),
+            trashed: tally.trashed,
+            trashed_bytes: tally.trashed_bytes,
         }
     };
     map.pools.values().map(status).collect()

@@ -8,7 +8,7 @@ use cairn_proto::meta::{
     ErrorCode, PurgeTrashReply, PurgeTrashRequest, Trashed, UndeleteVolumeReply, UndeleteVolumeRequest, Volume,
     VolumeRecord, VolumeRef, purge_trash_request::What, volume_ref,
 };
-use cairn_types::VolumeId;
+use cairn_types::{PoolId, VolumeId};
 
 use crate::machine::{Machine, Turn};
 use crate::record::name_of;
@@ -41,7 +41,10 @@ impl Machine {
     pub(crate) fn put_in_trash(&mut self, turn: &mut Turn<'_>, mut record: VolumeRecord, retention_s: u64) -> Volume {
         let expires_at_s = turn.now_s + retention_s;
         let volume = record.volume.get_or_insert_default();
+        let tally = self.tallies.entry(PoolId(volume.pool)).or_default();
+        tally.remove(volume);
         volume.trashed = Some(Trashed { deleted_at_s: turn.now_s, expires_at_s });
+        tally.add(volume);
         self.trash.insert((expires_at_s, VolumeId(volume.id)));
         self.write_volume(turn, &record);
         shown(&record)
@@ -66,7 +69,10 @@ impl Machine {
                 .remedy("give it a new name with --name")
                 .into());
         }
+        let tally = self.tallies.entry(PoolId(volume.pool)).or_default();
+        tally.remove(volume);
         let trashed = volume.trashed.take().unwrap_or_default();
+        tally.add(volume);
         self.trash.remove(&(trashed.expires_at_s, VolumeId(volume.id)));
         turn.state.put(keys::volume_name(&volume.name), volume.id.to_be_bytes().to_vec());
         self.write_volume(turn, &record);

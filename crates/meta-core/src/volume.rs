@@ -16,7 +16,7 @@ use cairn_types::{BLOCK_SIZE, Generation, Incarnation, OsdId, PgId, PoolId, Volu
 
 use crate::capacity::{available, human};
 use crate::change;
-use crate::machine::{Machine, Tally, Turn};
+use crate::machine::{Machine, Turn};
 use crate::refusal::{Corrupt, Outcome, Refusal};
 use crate::state::StateRead;
 use crate::trash::check_retention;
@@ -103,7 +103,9 @@ impl Machine {
             check_same(&shown(&existing), &request, &pool, size)?;
             return Ok(CreateVolumeReply { volume: Some(shown(&existing)), existed: true });
         }
-        self.check_space(&pool, size, &format!("volume `{}` asks for {}", request.name, human(size)))?;
+        let what = format!("volume `{}` asks for {}", request.name, human(size));
+        self.check_rules(&pool, 1, size, &what)?;
+        self.check_space(&pool, size, &what)?;
         let id = VolumeId(self.cluster.next_volume);
         self.cluster.next_volume += 1;
         let volume = Volume {
@@ -121,8 +123,7 @@ impl Machine {
         turn.state.put(keys::volume_name(&volume.name), id.0.to_be_bytes().to_vec());
         let record = VolumeRecord { volume: Some(volume), next_generation: 1, ..VolumeRecord::default() };
         self.write_volume(turn, &record);
-        let tally = self.tallies.entry(pool.id).or_default();
-        *tally = Tally { volumes: tally.volumes + 1, provisioned: tally.provisioned + size };
+        self.tallies.entry(pool.id).or_default().add(&shown(&record));
         Ok(CreateVolumeReply { volume: record.volume, existed: false })
     }
 
@@ -174,7 +175,9 @@ impl Machine {
         if size > now {
             let pool = self.map.pools.get(&PoolId(volume.pool));
             let pool = pool.ok_or_else(|| Refusal::not_found("the pool of the volume is gone"))?;
-            self.check_space(pool, size - now, &format!("{name} would grow by {}", human(size - now)))?;
+            let what = format!("{name} would grow by {}", human(size - now));
+            self.check_rules(pool, 0, size - now, &what)?;
+            self.check_space(pool, size - now, &what)?;
             volume.size = size;
             self.tallies.entry(PoolId(volume.pool)).or_default().provisioned += size - now;
             self.write_volume(turn, &record);
@@ -200,7 +203,7 @@ impl Machine {
             return Err(Refusal::precondition(message).remedy("unpublish it first").into());
         }
         turn.state.delete(keys::volume_name(&volume.name));
-        let retention_s = if request.now { 0 } else { volume.retention_s.unwrap_or(0) };
+        let retention_s = if request.now { 0 } else { self.retention_of(&volume) };
         if retention_s > 0 {
             let trashed = Some(self.put_in_trash(turn, record, retention_s));
             return Ok(DeleteVolumeReply { existed: true, trashed });
@@ -212,8 +215,7 @@ impl Machine {
     /// The volume is gone, its data as soon as every primary has removed it. Its name was taken from it before.
     pub(crate) fn destroy(&mut self, turn: &mut Turn<'_>, mut record: VolumeRecord) {
         let volume = shown(&record);
-        let tally = self.tallies.entry(PoolId(volume.pool)).or_default();
-        *tally = Tally { volumes: tally.volumes - 1, provisioned: tally.provisioned - volume.size };
+        self.tallies.entry(PoolId(volume.pool)).or_default().remove(&volume);
         if record.next_generation <= 1 {
             turn.state.delete(keys::volume(VolumeId(volume.id)));
         } else {

@@ -16,12 +16,12 @@ use cairn_proto::etcdserverpb::{
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    AttachMode, AttachRequest, ChangePgsRequest, ChangeVolumeRequest, CommandError, CreatePoolRequest,
-    CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DetachRequest, DownEvidence, InitCluster, LeaseExpire,
-    ListVolumesRequest, Location, LogPoint, OsdReports, PgChange, PgId, Pool, PublishVolumeRequest, PurgeTrashRequest,
-    RegisterNodeRequest, RemoveOsd, ReportDownRequest, ReportOsdRequest, ReportPurgedRequest, ResizeVolumeRequest,
-    SetOsdPlaced, UndeleteVolumeRequest, UnpublishVolumeRequest, Volume, VolumeRef, purge_trash_request::What,
-    volume_ref,
+    AttachMode, AttachRequest, ChangePgsRequest, ChangePoolRequest, ChangeVolumeRequest, CommandError,
+    CreatePoolRequest, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DetachRequest, DownEvidence,
+    InitCluster, LeaseExpire, ListVolumesRequest, Location, LogPoint, OsdReports, PgChange, PgId, Pool,
+    PublishVolumeRequest, PurgeTrashRequest, RegisterNodeRequest, RemoveOsd, ReportDownRequest, ReportOsdRequest,
+    ReportPurgedRequest, ResizeVolumeRequest, SetOsdPlaced, UndeleteVolumeRequest, UnpublishVolumeRequest, Volume,
+    VolumeRef, purge_trash_request::What, volume_ref,
 };
 use cairn_proto::mvccpb::{Event, KeyValue};
 use cairn_types::map::PgConfig;
@@ -454,6 +454,17 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
                 _ => by(name).map(What::Volume),
             },
         }),
+        "allow" => {
+            let of = |key: &str| line.values.get(key).map(|text| number(text));
+            let (quota, max_volumes, retention_s) = (of("quota"), of("volumes"), of("keep"));
+            Payload::ChangePool(ChangePoolRequest {
+                mutation: None,
+                pool: name.into(),
+                quota,
+                max_volumes,
+                retention_s,
+            })
+        }
         "change" => Payload::ChangeVolume(ChangeVolumeRequest {
             mutation: None,
             volume: by(name),
@@ -600,6 +611,10 @@ fn told(cluster: &Cluster, result: Result<Answer, CommandError>) -> String {
             format!("pool {} pgs={} min_size={}", pool.id, pool.pg_count, pool.min_size)
         }
         Answer::CreateVolume(reply) => volume(&reply.volume.unwrap()) + if reply.existed { " (existed)" } else { "" },
+        Answer::ChangePool(reply) => {
+            let rules = reply.rules.unwrap();
+            format!("quota={} volumes={} keep={}", rules.quota, rules.max_volumes, rules.retention_s)
+        }
         Answer::ResizeVolume(reply) => volume(&reply.volume.unwrap()),
         Answer::ChangeVolume(reply) => volume(&reply.volume.unwrap()),
         Answer::DeleteVolume(DeleteVolumeReply { trashed: Some(trashed), .. }) => volume(&trashed),
