@@ -126,6 +126,8 @@ pub struct Machine {
     pub(crate) tallies: BTreeMap<PoolId, Tally>,
     pub(crate) rules: BTreeMap<PoolId, PoolRules>,
     pub(crate) nodes: BTreeMap<String, NodeRecord>,
+    /// The nodes of every volume that is published.
+    pub(crate) published: BTreeMap<VolumeId, Vec<String>>,
     /// What is in the trash, by the second in which its time there ends.
     pub(crate) trash: BTreeSet<(u64, VolumeId)>,
     pub(crate) exceptions: BTreeMap<PgId, Vec<Exception>>,
@@ -178,6 +180,7 @@ impl Machine {
             tallies: BTreeMap::new(),
             rules: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            published: BTreeMap::new(),
             trash: BTreeSet::new(),
             exceptions: BTreeMap::new(),
             kv,
@@ -226,6 +229,7 @@ impl Machine {
         })?;
         record::each(state, keys::VOLUMES, keys::VOLUMES, &mut |_, record: VolumeRecord| {
             let shown = record.volume.clone().unwrap_or_default();
+            self.note_publications(&record);
             if !record.deleting {
                 self.tallies.entry(PoolId(shown.pool)).or_default().add(&shown);
                 self.trash.extend(shown.trashed.map(|trashed| (trashed.expires_at_s, VolumeId(shown.id))));

@@ -157,6 +157,7 @@ pub fn nodes(machine: &Machine, state: &dyn StateRead) -> Result<Vec<Node>, Corr
                 location: node.location.clone(),
                 attached_volumes: 0,
                 osds: here.map(|osd| osd.id.0).collect(),
+                max_volumes: crate::attach::most_volumes(Some(node)),
             }
         })
         .collect();

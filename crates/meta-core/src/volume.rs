@@ -8,7 +8,8 @@
 use cairn_proto::convert::attach_mode_from;
 use cairn_proto::meta::{
     CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, ErrorCode, ReportPurgedReply,
-    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, Trashed, Volume, VolumeRecord, VolumeRef, volume_ref,
+    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, Trashed, Volume, VolumeLimits, VolumeRecord,
+    VolumeRef, volume_ref,
 };
 use cairn_types::map::{Pool, VolumeFence};
 use cairn_types::volume::AttachMode;
@@ -38,6 +39,7 @@ pub(crate) fn fence_of(record: &VolumeRecord) -> Option<VolumeFence> {
         generations: volume.attachments.iter().map(|a| Generation(a.generation)).collect(),
         read_only: readers.map(|a| Generation(a.generation)).collect(),
         purging: record.deleting,
+        limits: volume.limits.unwrap_or_default().into(),
     })
 }
 
@@ -95,6 +97,7 @@ impl Machine {
         check_name(&request.name)?;
         change::check_labels(&request.labels)?;
         check_retention(request.retention_s)?;
+        let limits = change::limits(VolumeLimits::default(), request.limits.unwrap_or_default())?;
         let pool = self.pool_for(&request.pool)?.clone();
         let size = whole_blocks(request.size)?;
         if let Some(id) = record::volume_named(&turn.state, &request.name)? {
@@ -118,6 +121,7 @@ impl Machine {
             created_at_s: turn.now_s,
             object_size: pool.object_size,
             retention_s: request.retention_s,
+            limits,
             ..Volume::default()
         };
         turn.state.put(keys::volume_name(&volume.name), id.0.to_be_bytes().to_vec());
@@ -285,6 +289,8 @@ fn check_same(existing: &Volume, request: &CreateVolumeRequest, pool: &Pool, siz
         "its labels are others".to_owned()
     } else if existing.retention_s != request.retention_s {
         "it is kept for another time once it is deleted".to_owned()
+    } else if existing.limits.unwrap_or_default() != request.limits.unwrap_or_default() {
+        "its limits are others".to_owned()
     } else {
         return Ok(());
     };

@@ -21,7 +21,7 @@ use cairn_proto::meta::{
     InitCluster, LeaseExpire, ListVolumesRequest, Location, LogPoint, OsdReports, PgChange, PgId, Pool,
     PublishVolumeRequest, PurgeTrashRequest, RegisterNodeRequest, RemoveOsd, ReportDownRequest, ReportOsdRequest,
     ReportPurgedRequest, ResizeVolumeRequest, SetOsdPlaced, UndeleteVolumeRequest, UnpublishVolumeRequest, Volume,
-    VolumeRef, purge_trash_request::What, volume_ref,
+    VolumeLimits, VolumeRef, purge_trash_request::What, volume_ref,
 };
 use cairn_proto::mvccpb::{Event, KeyValue};
 use cairn_types::map::PgConfig;
@@ -298,7 +298,9 @@ fn look(cluster: &mut Cluster, line: &Line<'_>) -> Option<String> {
             .iter()
             .map(|(id, fence)| {
                 let purging = if fence.purging { " purging" } else { "" };
-                format!("{id} {:?} read-only {:?}{purging}\n", fence.generations, fence.read_only)
+                let limited = fence.limits != cairn_types::volume::VolumeLimits::default();
+                let limits = if limited { format!(" {:?}", fence.limits) } else { String::new() };
+                format!("{id} {:?} read-only {:?}{purging}{limits}\n", fence.generations, fence.read_only)
             })
             .collect(),
         "get" => {
@@ -432,6 +434,11 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
                 .into_iter()
                 .collect(),
             retention_s: line.values.get("keep").map(|seconds| number(seconds)),
+            limits: Some(VolumeLimits {
+                iops: line.number("iops"),
+                bandwidth: line.number("bandwidth"),
+                burst_s: line.number("burst") as u32,
+            }),
         }),
         "resize" => {
             Payload::ResizeVolume(ResizeVolumeRequest { mutation: None, volume: by(name), size: line.number("size") })
@@ -469,7 +476,10 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
             mutation: None,
             volume: by(name),
             name: line.value("name").into(),
-            labels: labels(line, &["name", "keep"]),
+            labels: labels(line, &["name", "keep", "iops", "bandwidth", "burst"]),
+            iops: line.values.get("iops").map(|text| number(text)),
+            bandwidth: line.values.get("bandwidth").map(|text| number(text)),
+            burst_s: line.values.get("burst").map(|text| number(text) as u32),
             retention_s: line.values.get("keep").map(|seconds| number(seconds)),
             remove_labels: line.words[2..].iter().filter_map(|word| word.strip_suffix('-')).map(Into::into).collect(),
         }),
@@ -483,6 +493,7 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
         "node" => Payload::RegisterNode(RegisterNodeRequest {
             mutation: None,
             name: name.into(),
+            max_volumes: line.number("most") as u32,
             location: line.values.get("host").map(|host| Location { host: (*host).into(), ..Default::default() }),
         }),
         "publish" => Payload::PublishVolume(PublishVolumeRequest {
@@ -554,6 +565,9 @@ fn volume(volume: &Volume) -> String {
     }
     if !volume.published_nodes.is_empty() {
         write!(text, " published={}", volume.published_nodes.join(",")).unwrap();
+    }
+    if let Some(limits) = volume.limits {
+        write!(text, " iops={} bandwidth={} burst={}", limits.iops, limits.bandwidth, limits.burst_s).unwrap();
     }
     if let Some(trashed) = volume.trashed {
         write!(text, " in the trash from {} to {}", trashed.deleted_at_s, trashed.expires_at_s).unwrap();

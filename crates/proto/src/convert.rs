@@ -8,7 +8,7 @@ use cairn_types::map::{
     Born, ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, Settings, UnknownFailureDomain, VolumeFence,
 };
 use cairn_types::peer::LogPoint;
-use cairn_types::volume::{AttachMode, Attachment, Volume, VolumeSpec};
+use cairn_types::volume::{AttachMode, Attachment, Volume, VolumeLimits, VolumeSpec};
 use cairn_types::{
     ConfVersion, Epoch, Generation, Incarnation, NodeName, OsdId, PgId, PoolId, SessionId, SnapId, Version, VolumeId,
 };
@@ -252,6 +252,7 @@ impl From<(VolumeId, &VolumeFence)> for meta::VolumeFence {
             generations: fence.generations.iter().map(|g| g.0).collect(),
             read_only: fence.read_only.iter().map(|g| g.0).collect(),
             purging: fence.purging,
+            limits: Some(fence.limits.into()).filter(|limits| *limits != meta::VolumeLimits::default()),
         }
     }
 }
@@ -263,8 +264,21 @@ impl From<meta::VolumeFence> for (VolumeId, VolumeFence) {
             generations: fence.generations.into_iter().map(Generation).collect(),
             read_only: fence.read_only.into_iter().map(Generation).collect(),
             purging: fence.purging,
+            limits: fence.limits.unwrap_or_default().into(),
         };
         (VolumeId(fence.volume), config)
+    }
+}
+
+impl From<VolumeLimits> for meta::VolumeLimits {
+    fn from(limits: VolumeLimits) -> Self {
+        Self { iops: limits.iops, bandwidth: limits.bandwidth, burst_s: limits.burst_s }
+    }
+}
+
+impl From<meta::VolumeLimits> for VolumeLimits {
+    fn from(limits: meta::VolumeLimits) -> Self {
+        Self { iops: limits.iops, bandwidth: limits.bandwidth, burst_s: limits.burst_s }
     }
 }
 
@@ -514,6 +528,7 @@ mod tests {
             generations: [Generation(1), Generation(4)].into(),
             read_only: [Generation(4)].into(),
             purging: false,
+            limits: VolumeLimits { iops: 100, bandwidth: 1 << 20, burst_s: 5 },
         };
         map.volumes.insert(VolumeId(7), fence);
         map

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::peer::LogPoint;
+use crate::volume::VolumeLimits;
 use crate::{ConfVersion, Epoch, Generation, Incarnation, OsdId, PgId, PoolId, VolumeId};
 
 /// Everything an OSD or a client must know to find data and to refuse what is stale.
@@ -261,6 +262,8 @@ pub struct VolumeFence {
     pub read_only: BTreeSet<Generation>,
     /// The volume is deleted: primaries remove its objects and report each PG purged.
     pub purging: bool,
+    /// What its holders keep to. OSDs do not look at it.
+    pub limits: VolumeLimits,
 }
 
 impl ClusterMap {
