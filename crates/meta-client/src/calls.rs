@@ -174,8 +174,14 @@ impl MetaClient {
         resize_volume(meta::ResizeVolumeRequest) -> meta::ResizeVolumeReply;
         /// Deletes a volume.
         delete_volume(meta::DeleteVolumeRequest) -> meta::DeleteVolumeReply;
-        /// Changes a volume's name or labels.
+        /// Changes a volume's name, labels, limits, or how long it is kept once deleted.
         change_volume(meta::ChangeVolumeRequest) -> meta::ChangeVolumeReply;
+        /// Takes a volume out of the trash.
+        undelete_volume(meta::UndeleteVolumeRequest) -> meta::UndeleteVolumeReply;
+        /// Deletes what is in the trash for good.
+        purge_trash(meta::PurgeTrashRequest) -> meta::PurgeTrashReply;
+        /// Changes what is allowed in a pool.
+        change_pool(meta::ChangePoolRequest) -> meta::ChangePoolReply;
         /// Makes a node known.
         register_node(meta::RegisterNodeRequest) -> meta::RegisterNodeReply;
         /// Lets a node hold a volume.
@@ -386,4 +392,7 @@ mutating!(
     ChangeMemberRequest,
     MuteHealthRequest,
     ChangeVolumeRequest,
+    UndeleteVolumeRequest,
+    PurgeTrashRequest,
+    ChangePoolRequest,
 );

@@ -5,24 +5,24 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_meta_core::{Failure, Refusal, fence_pending, health, members, moves, query, scrub};
+use cairn_meta_core::{fence_pending, health, members, moves, query, scrub};
 use cairn_meta_raft::StoreError;
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::meta_server::Meta;
 use cairn_proto::meta::{
     AttachReply, AttachRequest, BackupPiece, BackupRequest, ChangeMemberReply, ChangeMemberRequest, ChangePgsReply,
-    ChangePgsRequest, ChangePlacementReply, ChangePlacementRequest, ChangeSettingsReply, ChangeSettingsRequest,
-    ChangeVolumeReply, ChangeVolumeRequest, CreatePoolReply, CreatePoolRequest, CreateVolumeReply, CreateVolumeRequest,
-    DeleteVolumeReply, DeleteVolumeRequest, DetachReply, DetachRequest, DownEvidence, ErrorCode, GetVolumeReply,
-    GetVolumeRequest, HealthCheck, HealthReply, HealthRequest, ListNodesReply, ListNodesRequest, ListPgsReply,
-    ListPgsRequest, ListPoolsReply, ListPoolsRequest, ListVolumesReply, ListVolumesRequest, MapUpdate, Member,
-    MemberRecord, Mutation, MuteHealthReply, MuteHealthRequest, OrderScrubReply, OrderScrubRequest, PublishVolumeReply,
-    PublishVolumeRequest, RegisterNodeReply, RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest,
-    ReportDownReply, ReportDownRequest, ReportOsdReply, ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest,
-    ReportScrubReply, ReportScrubRequest, ResizeVolumeReply, ResizeVolumeRequest, ScheduleScrubsReply,
-    ScheduleScrubsRequest, StatusReply, StatusRequest, UnpublishVolumeReply, UnpublishVolumeRequest, VolumeRef,
-    WatchMapRequest, volume_ref,
+    ChangePgsRequest, ChangePlacementReply, ChangePlacementRequest, ChangePoolReply, ChangePoolRequest,
+    ChangeSettingsReply, ChangeSettingsRequest, ChangeVolumeReply, ChangeVolumeRequest, CreatePoolReply,
+    CreatePoolRequest, CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DetachReply,
+    DetachRequest, DownEvidence, GetVolumeReply, GetVolumeRequest, HealthCheck, HealthReply, HealthRequest,
+    ListNodesReply, ListNodesRequest, ListPgsReply, ListPgsRequest, ListPoolsReply, ListPoolsRequest, ListVolumesReply,
+    ListVolumesRequest, MapUpdate, Member, MemberRecord, Mutation, MuteHealthReply, MuteHealthRequest, OrderScrubReply,
+    OrderScrubRequest, PublishVolumeReply, PublishVolumeRequest, PurgeTrashReply, PurgeTrashRequest, RegisterNodeReply,
+    RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest, ReportDownReply, ReportDownRequest, ReportOsdReply,
+    ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest, ReportScrubReply, ReportScrubRequest, ResizeVolumeReply,
+    ResizeVolumeRequest, ScheduleScrubsReply, ScheduleScrubsRequest, StatusReply, StatusRequest, UndeleteVolumeReply,
+    UndeleteVolumeRequest, UnpublishVolumeReply, UnpublishVolumeRequest, WatchMapRequest,
 };
 use cairn_types::{Epoch, PoolId};
 use futures::Stream;
@@ -176,14 +176,6 @@ impl From<StoreError> for Unsent {
 
 /// Clocks further apart than this are worth a word: times in records and leases of the key-value half are theirs.
 const SKEW: Duration = Duration::from_secs(2);
-
-fn name_of(by: Option<&VolumeRef>) -> String {
-    match by.and_then(|by| by.by.as_ref()) {
-        Some(volume_ref::By::Id(id)) => format!("with id {id}"),
-        Some(volume_ref::By::Name(name)) => format!("`{}`", name.escape_debug()),
-        None => "without a name".to_owned(),
-    }
-}
 
 #[tonic::async_trait]
 impl Meta for MetaDoor {
@@ -378,19 +370,17 @@ impl Meta for MetaDoor {
         Ok(Response::new(ListPoolsReply { pools }))
     }
 
+    async fn change_pool(&self, request: Request<ChangePoolRequest>) -> Reply<ChangePoolReply> {
+        Ok(Response::new(mutate!(self, request, ChangePool)))
+    }
+
     async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Reply<CreateVolumeReply> {
         Ok(Response::new(mutate!(self, request, CreateVolume)))
     }
 
     async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Reply<GetVolumeReply> {
         let by = request.into_inner().volume;
-        let named = name_of(by.as_ref());
-        let by = by.unwrap_or_default();
-        let found = self.gateway.query(move |_, state| {
-            let found = query::volume(state, &by)?;
-            let missing = || Refusal::new(ErrorCode::NotFound, format!("there is no volume {named}"));
-            found.ok_or_else(|| Failure::from(missing()))
-        });
+        let found = self.gateway.query(move |_, state| query::required_volume(state, by.as_ref()));
         Ok(Response::new(GetVolumeReply { volume: Some(found.await.map_err(status)?) }))
     }
 
@@ -410,6 +400,14 @@ impl Meta for MetaDoor {
 
     async fn change_volume(&self, request: Request<ChangeVolumeRequest>) -> Reply<ChangeVolumeReply> {
         Ok(Response::new(mutate!(self, request, ChangeVolume)))
+    }
+
+    async fn undelete_volume(&self, request: Request<UndeleteVolumeRequest>) -> Reply<UndeleteVolumeReply> {
+        Ok(Response::new(mutate!(self, request, UndeleteVolume)))
+    }
+
+    async fn purge_trash(&self, request: Request<PurgeTrashRequest>) -> Reply<PurgeTrashReply> {
+        Ok(Response::new(mutate!(self, request, PurgeTrash)))
     }
 
     async fn register_node(&self, request: Request<RegisterNodeRequest>) -> Reply<RegisterNodeReply> {
