@@ -1,6 +1,4 @@
-//! `cairn volume create|ls|info|resize|rename|label|rm|attach|detach`.
-
-use std::collections::BTreeMap;
+//! `cairn volume create|ls|info|resize|rename|label|set|attach|detach|rm|undelete`.
 
 use cairn_meta_client::MetaClient;
 use cairn_proto::attach::attach_daemon_client::AttachDaemonClient;
@@ -10,7 +8,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use super::{Target, labels};
+use super::limits::{self, Limits};
+use super::{Target, labels, manifest, moving, trash};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::size;
@@ -28,6 +27,11 @@ pub(crate) enum VolumeVerb {
         /// Its pool; may be left out when there is only one.
         #[arg(long, default_value = "")]
         pool: String,
+        /// A label; may be given several times.
+        #[arg(short, long, value_name = "KEY=VALUE", value_parser = labels::pair)]
+        label: Vec<(String, String)>,
+        #[command(flatten)]
+        limits: Limits,
     },
     /// All volumes.
     #[command(alias = "list")]
@@ -64,6 +68,13 @@ pub(crate) enum VolumeVerb {
         #[arg(required = true, value_name = "KEY=VALUE|KEY-", value_parser = labels::change)]
         changes: Vec<labels::Change>,
     },
+    /// Change the limits of a volume, also while it is attached; or how long it is kept once it is deleted.
+    Set {
+        /// Its name, or `id:NUMBER`.
+        volume: String,
+        #[command(flatten)]
+        limits: Limits,
+    },
     /// Make a volume a block device (or an NBD socket) on this host, and print its path.
     Attach {
         /// Its name, or `id:NUMBER`.
@@ -86,27 +97,49 @@ pub(crate) enum VolumeVerb {
         /// Its name, or `id:NUMBER`.
         volume: String,
     },
-    /// Delete a volume and its data.
+    /// Delete a volume and its data; where it, or its pool, has a retention, it is kept in the trash for so long.
     #[command(visible_alias = "delete")]
     Rm {
         /// Its name, or `id:NUMBER`.
         volume: String,
+        /// Past the trash: its data is gone at once.
+        #[arg(long)]
+        now: bool,
         /// Say what would be deleted; delete nothing.
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Take a volume out of the trash again.
+    Undelete {
+        /// The name it had, or `id:NUMBER`.
+        volume: String,
+        /// Another name, where its own is taken by now.
+        #[arg(long, default_value = "")]
+        name: String,
+        /// Print the PersistentVolume and the claim that bind it in Kubernetes: `... --pvc NS/NAME | kubectl apply -f -`.
+        #[arg(long, value_name = "NAMESPACE/NAME", value_parser = manifest::claim)]
+        pvc: Option<manifest::Claim>,
+        /// With --pvc: as a raw device, and not as a filesystem.
+        #[arg(long, requires = "pvc")]
+        block: bool,
     },
 }
 
 pub(crate) async fn run(verb: VolumeVerb, target: &Target) -> Outcome {
     let client = target.connect()?.0;
     match verb {
-        VolumeVerb::Create { name, size, pool } => {
-            let request = meta::CreateVolumeRequest { mutation: None, name, pool, size, labels: Default::default() };
+        VolumeVerb::Create { name, size, pool, label, limits } => {
+            let labels = label.into_iter().collect();
+            let mut request = meta::CreateVolumeRequest { name, pool, size, labels, ..Default::default() };
+            limits.begin(&mut request);
             let reply = client.create_volume(request).await?;
             let verb = if reply.existed { "exists already" } else { "made" };
             one(reply.volume, verb, target.output)
         }
-        VolumeVerb::Ls { label } => list(&all(&client, label.into_iter().collect()).await?, target.output),
+        VolumeVerb::Ls { label } => {
+            let request = meta::ListVolumesRequest { labels: label.into_iter().collect(), ..Default::default() };
+            list(&all(&client, request).await?, target.output)
+        }
         VolumeVerb::Info { volume } => info(&find(&client, &volume).await?, target.output),
         VolumeVerb::Resize { volume, size } => {
             let request = meta::ResizeVolumeRequest { mutation: None, volume: Some(reference(&volume)?), size };
@@ -129,6 +162,26 @@ pub(crate) async fn run(verb: VolumeVerb, target: &Target) -> Outcome {
             let words = format!("is labelled {}", labels::shown(&volume.labels));
             one(Some(volume), &words, target.output)
         }
+        VolumeVerb::Set { limits, .. } if limits.is_empty() => {
+            let words = "nothing is to be set; give --iops, --bandwidth, --burst or --retention";
+            Err(Failure::new(Code::Failed, words))
+        }
+        VolumeVerb::Set { volume, limits } => {
+            let mut request = changing(&volume)?;
+            limits.change(&mut request);
+            let volume = client.change_volume(request).await?.volume.unwrap_or_default();
+            let limits = limits::shown(volume.limits.as_ref());
+            let words = if limits.is_empty() { "has no limits".to_owned() } else { format!("may do {limits}") };
+            one(Some(volume), &words, target.output)
+        }
+        VolumeVerb::Undelete { volume, name, pvc, block } => {
+            let request = meta::UndeleteVolumeRequest { mutation: None, volume: Some(reference(&volume)?), name };
+            let volume = client.undelete_volume(request).await?.volume;
+            let Some(pvc) = pvc else { return one(volume, "is back", target.output) };
+            let volume = volume.ok_or_else(|| Failure::new(Code::Failed, "the answer holds no volume"))?;
+            print!("{}", manifest::bound(&volume, &pvc, block));
+            Ok(())
+        }
         VolumeVerb::Attach { volume, nbd, read_only, shared, steal } => {
             let volume = find(&client, &volume).await?;
             let exporter = if nbd { "nbd-socket" } else { "" };
@@ -150,7 +203,7 @@ pub(crate) async fn run(verb: VolumeVerb, target: &Target) -> Outcome {
             println!("volume {} detached", volume.name);
             Ok(())
         }
-        VolumeVerb::Rm { volume, dry_run } => remove(&client, &volume, dry_run).await,
+        VolumeVerb::Rm { volume, now, dry_run } => remove(&client, &volume, now, dry_run, target.output).await,
     }
 }
 
@@ -184,16 +237,39 @@ fn exported(exported: Option<Exported>, format: Format) -> Outcome {
     Ok(())
 }
 
-async fn remove(client: &MetaClient, name: &str, dry_run: bool) -> Outcome {
+async fn remove(client: &MetaClient, name: &str, now: bool, dry_run: bool, format: Format) -> Outcome {
     let volume = find(client, name).await?;
     if dry_run {
-        println!("would delete volume {} ({}) and its data", volume.name, size::show(volume.size));
+        let retention_s = if now { 0 } else { retention_of(client, &volume).await? };
+        let (name, size) = (&volume.name, size::show(volume.size));
+        match retention_s {
+            0 => println!("would delete volume {name} ({size}) and its data"),
+            seconds => println!("would move volume {name} ({size}) to the trash, for {}", moving::lasting(seconds)),
+        }
         return Ok(());
     }
     let by = Some(meta::volume_ref::By::Id(volume.id));
-    client.delete_volume(meta::DeleteVolumeRequest { mutation: None, volume: Some(meta::VolumeRef { by }) }).await?;
-    println!("volume {} deleted", volume.name);
+    let request = meta::DeleteVolumeRequest { mutation: None, volume: Some(meta::VolumeRef { by }), now };
+    let deleted = client.delete_volume(request).await?;
+    match (deleted.trashed, format) {
+        (trashed, Format::Json) => output::json(&to_json(&trashed.unwrap_or(volume))),
+        (None, Format::Table) => println!("volume {} deleted", volume.name),
+        (Some(trashed), Format::Table) => {
+            println!("volume {} is in the trash, and deleted in {}", volume.name, trash::left(&trashed));
+            println!("to have it back: cairn volume undelete id:{}", volume.id);
+        }
+    }
     Ok(())
+}
+
+/// How long a volume would be kept: by its own word, or by its pool's.
+async fn retention_of(client: &MetaClient, volume: &meta::Volume) -> Result<u64, Failure> {
+    if let Some(own) = volume.retention_s {
+        return Ok(own);
+    }
+    let pools = client.list_pools(meta::ListPoolsRequest {}).await?.pools;
+    let of_pool = |status: &&meta::PoolStatus| status.pool.as_ref().is_some_and(|pool| pool.id == volume.pool);
+    Ok(pools.iter().find(of_pool).and_then(|status| status.rules).map_or(0, |rules| rules.retention_s))
 }
 
 async fn find(client: &MetaClient, name: &str) -> Result<meta::Volume, Failure> {
@@ -202,12 +278,12 @@ async fn find(client: &MetaClient, name: &str) -> Result<meta::Volume, Failure> 
     volume.ok_or_else(|| Failure::new(Code::NotFound, format!("there is no volume {name}")))
 }
 
-async fn all(client: &MetaClient, labels: BTreeMap<String, String>) -> Result<Vec<meta::Volume>, Failure> {
+/// Every volume that a request asks for, page by page.
+pub(super) async fn all(client: &MetaClient, wanted: meta::ListVolumesRequest) -> Result<Vec<meta::Volume>, Failure> {
     let mut volumes = Vec::new();
     let mut page_token = String::new();
     loop {
-        let labels = labels.clone();
-        let request = meta::ListVolumesRequest { page_size: 500, page_token, labels, ..Default::default() };
+        let request = meta::ListVolumesRequest { page_size: 500, page_token, ..wanted.clone() };
         let page = client.list_volumes(request).await?;
         volumes.extend(page.volumes);
         if page.next_page_token.is_empty() {
@@ -221,7 +297,7 @@ fn changing(volume: &str) -> Result<meta::ChangeVolumeRequest, Failure> {
     Ok(meta::ChangeVolumeRequest { volume: Some(reference(volume)?), ..Default::default() })
 }
 
-fn reference(text: &str) -> Result<meta::VolumeRef, Failure> {
+pub(super) fn reference(text: &str) -> Result<meta::VolumeRef, Failure> {
     let by = match text.strip_prefix("id:") {
         Some(number) => {
             let wrong = |_| Failure::new(Code::Failed, format!("`{text}` is not a volume id; write id:NUMBER"));
@@ -232,7 +308,7 @@ fn reference(text: &str) -> Result<meta::VolumeRef, Failure> {
     Ok(meta::VolumeRef { by: Some(by) })
 }
 
-fn to_json(volume: &meta::Volume) -> Value {
+pub(super) fn to_json(volume: &meta::Volume) -> Value {
     let attachments: Vec<Value> = volume
         .attachments
         .iter()
@@ -241,7 +317,10 @@ fn to_json(volume: &meta::Volume) -> Value {
     json!({
         "id": volume.id, "name": volume.name, "pool": volume.pool_name, "size": volume.size,
         "labels": volume.labels, "attachments": attachments, "published_nodes": volume.published_nodes,
-        "created_at_s": volume.created_at_s,
+        "created_at_s": volume.created_at_s, "limits": limits::to_json(volume.limits.as_ref()),
+        "retention_s": volume.retention_s,
+        "deleted_at_s": volume.trashed.map(|trashed| trashed.deleted_at_s),
+        "expires_at_s": volume.trashed.map(|trashed| trashed.expires_at_s),
     })
 }
 
@@ -290,6 +369,13 @@ fn info(volume: &meta::Volume, format: Format) -> Outcome {
     );
     for a in &volume.attachments {
         println!("attached    {} under generation {} ({})", a.node, a.generation, a.mode().as_str_name());
+    }
+    let limits = limits::shown(volume.limits.as_ref());
+    if !limits.is_empty() {
+        println!("limits      {limits}");
+    }
+    if let Some(seconds) = volume.retention_s {
+        println!("retention   {} in the trash once it is deleted", moving::lasting(seconds));
     }
     for (key, value) in &volume.labels {
         println!("label       {key}={value}");
