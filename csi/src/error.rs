@@ -55,6 +55,8 @@ impl CsiError {
             Self::Taken { .. } => Code::AlreadyExists,
             Self::PageToken(_) => Code::Aborted,
             Self::Unsupported(_) => Code::Unimplemented,
+            // There is room, and a pool or a node may have no more: elsewhere it may go.
+            Self::Meta(error) if error.is_quota_exceeded() => Code::ResourceExhausted,
             Self::Meta(error) => match error.code() {
                 // Volumes larger than what is free: the code by which a caller tries elsewhere.
                 Code::ResourceExhausted => Code::OutOfRange,

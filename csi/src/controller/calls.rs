@@ -11,7 +11,7 @@ use crate::capability::{Access, Capability};
 use crate::capacity::Bounds;
 use crate::error::CsiError;
 use crate::fields::{ATTACH_MODE, checked_name, known, number, present};
-use crate::parameters::Parameters;
+use crate::parameters::{Changes, Parameters};
 use crate::turns::Turns;
 
 type Outcome<T> = Result<T, CsiError>;
@@ -27,7 +27,7 @@ impl Calls {
         let name = checked_name(&request.name)?;
         let capabilities = Capability::parse_all(&request.volume_capabilities)?;
         let wanted = Parameters::parse(&request.parameters)?;
-        Parameters::refuse_mutable(&request.mutable_parameters)?;
+        let limits = limits(Changes::parse(&request.mutable_parameters)?);
         if request.volume_content_source.is_some() {
             return Err(CsiError::Unsupported("this version cannot make a volume from a snapshot or another volume"));
         }
@@ -36,8 +36,15 @@ impl Calls {
         let size = bounds.size(least)?;
         let _turn = self.turns.take(name).await;
         let pool = self.pool(&wanted).await?;
-        let labels = wanted.labels.into_iter().collect();
-        let create = meta::CreateVolumeRequest { mutation: None, name: name.to_owned(), pool, size, labels };
+        let create = meta::CreateVolumeRequest {
+            name: name.to_owned(),
+            pool,
+            size,
+            labels: wanted.labels.into_iter().collect(),
+            retention_s: wanted.retention_s,
+            limits,
+            ..Default::default()
+        };
         let volume = match self.meta.create_volume(create.clone()).await {
             Ok(reply) => reply.volume.ok_or(CsiError::Unreadable("volume"))?,
             // The metadata service wants the very same size; a range is met by others too.
@@ -70,6 +77,10 @@ impl Calls {
             format!("it has {} bytes", volume.size)
         } else if volume.pool_name != wanted.pool {
             format!("it is in pool `{}` and not in `{}`", volume.pool_name, wanted.pool)
+        } else if volume.limits != wanted.limits {
+            "its limits are others".to_owned()
+        } else if volume.retention_s != wanted.retention_s {
+            "it is kept for another time once it is deleted".to_owned()
         } else {
             return Ok(volume);
         };
@@ -81,7 +92,7 @@ impl Calls {
         let _turn = self.turns.take(text).await;
         // An id that is none was never given out: whatever it meant is gone.
         if let Some(volume) = number(text) {
-            let request = meta::DeleteVolumeRequest { mutation: None, volume: Some(by_id(volume)) };
+            let request = meta::DeleteVolumeRequest { volume: Some(by_id(volume)), ..Default::default() };
             match self.meta.delete_volume(request).await {
                 Err(error) if !error.is_not_found() => return Err(error.into()),
                 _ => {}
@@ -142,8 +153,8 @@ impl Calls {
         if let Err(error) = Capability::parse_all(&request.volume_capabilities) {
             return Ok(refused(error.to_string()));
         }
-        let parameters = Parameters::parse(&request.parameters).map(drop);
-        if let Err(error) = parameters.and_then(|()| Parameters::refuse_mutable(&request.mutable_parameters)) {
+        let parameters = Parameters::parse(&request.parameters);
+        if let Err(error) = parameters.and_then(|_| Changes::parse(&request.mutable_parameters)) {
             return Ok(refused(error.to_string()));
         }
         let confirmed = csi::validate_volume_capabilities_response::Confirmed {
@@ -231,12 +242,40 @@ impl Calls {
         Ok(csi::ControllerExpandVolumeResponse { capacity_bytes: signed(volume.size), node_expansion_required })
     }
 
+    /// Limits reach whoever holds the volume by the map: the node is not asked.
+    pub(super) async fn modify(
+        &self,
+        request: csi::ControllerModifyVolumeRequest,
+    ) -> Outcome<csi::ControllerModifyVolumeResponse> {
+        let text = present("volume_id", &request.volume_id)?;
+        let Changes { iops, bandwidth, burst_s } = Changes::parse(&request.mutable_parameters)?;
+        let id = known(text)?;
+        let _turn = self.turns.take(text).await;
+        let volume = Some(by_id(id));
+        let change = meta::ChangeVolumeRequest { volume, iops, bandwidth, burst_s, ..Default::default() };
+        match self.meta.change_volume(change).await {
+            Err(error) if error.is_not_found() => Err(CsiError::NoVolume(text.to_owned())),
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(csi::ControllerModifyVolumeResponse {}),
+        }
+    }
+
     async fn volume(&self, id: VolumeId) -> Outcome<meta::Volume> {
         self.meta.volume(id).await.map_err(|error: MetaError| match error.is_not_found() {
             true => CsiError::NoVolume(id.0.to_string()),
             false => error.into(),
         })
     }
+}
+
+/// The limits of a new volume; none where nothing is asked for.
+fn limits(changes: Changes) -> Option<meta::VolumeLimits> {
+    let limits = meta::VolumeLimits {
+        iops: changes.iops.unwrap_or(0),
+        bandwidth: changes.bandwidth.unwrap_or(0),
+        burst_s: changes.burst_s.unwrap_or(0),
+    };
+    Some(limits).filter(|limits| *limits != meta::VolumeLimits::default())
 }
 
 fn by_id(volume: VolumeId) -> meta::VolumeRef {

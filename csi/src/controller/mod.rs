@@ -131,6 +131,7 @@ impl Controller for ControllerService {
             rpc::Type::PublishReadonly,
             rpc::Type::ExpandVolume,
             rpc::Type::SingleNodeMultiWriter,
+            rpc::Type::ModifyVolume,
         ];
         let capability =
             |able: rpc::Type| ControllerServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: able.into() })) };
@@ -171,8 +172,8 @@ impl Controller for ControllerService {
 
     async fn controller_modify_volume(
         &self,
-        _: Request<ControllerModifyVolumeRequest>,
+        request: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
-        Err(CsiError::Unsupported("this version changes nothing of a volume but its size").into())
+        forward!(self, request, modify, volume_id)
     }
 }
