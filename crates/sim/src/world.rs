@@ -471,11 +471,10 @@ impl World {
             (Some(Setup::Pool), Some(Answer::CreatePool(_))) => {
                 for index in 0..VOLUMES {
                     let request = CreateVolumeRequest {
-                        mutation: None,
                         name: format!("volume{index}"),
                         pool: String::new(),
                         size: BLOCKS * u64::from(BLOCK_SIZE),
-                        labels: Default::default(),
+                        ..Default::default()
                     };
                     self.keeper.call(&mut self.bus, Payload::CreateVolume(request), Setup::Volume(index));
                 }

@@ -18,8 +18,9 @@ use super::NodeError;
 /// The group reads and writes what it owns, and enters directories; what is made there is its too.
 const OF_FILES: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP).union(Mode::WGRP);
 const OF_DIRECTORIES: Mode = OF_FILES.union(Mode::XUSR).union(Mode::XGRP).union(Mode::SGID);
-/// Directories below each other: more is no data but an attack on the stack.
-const DEEPEST: usize = 1000;
+/// Directories below each other; each takes two descriptors while what is below it is walked. Deeper ones are refused, and
+/// not left as they are.
+const DEEPEST: usize = 256;
 
 /// Whether this process may give files to a group at all.
 pub(super) fn is_possible() -> bool {
@@ -49,7 +50,7 @@ fn give_directory(directory: BorrowedFd<'_>, group: Gid) -> Result<(), Errno> {
 
 fn give_below(directory: BorrowedFd<'_>, group: Gid, device: u64, depth: usize) -> Result<(), Errno> {
     if depth > DEEPEST {
-        return Err(Errno::LOOP);
+        return Err(Errno::NAMETOOLONG);
     }
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
@@ -59,7 +60,7 @@ fn give_below(directory: BorrowedFd<'_>, group: Gid, device: u64, depth: usize) 
         }
         match give_one(directory, name, group, device, depth) {
             // Somebody removed it, or put a link in its place.
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) if depth <= DEEPEST => {}
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::NOTDIR) => {}
             other => other?,
         }
     }
@@ -130,5 +131,10 @@ mod tests {
         give(&root, 3000).unwrap();
         assert_eq!((of(&root).0, of(&root.join("later")).0), (3000, 3000));
         assert!(give(&outside, 2000).unwrap_err().to_string().contains("volume mount group"));
+        let deep: std::path::PathBuf = std::iter::repeat_n("d", DEEPEST + 2).collect();
+        fs::create_dir_all(root.join(deep)).unwrap();
+        let refused = give(&root, 4000).unwrap_err().to_string();
+        assert!(refused.contains("too long"), "{refused}");
+        assert_eq!(of(&root).0, 3000, "the root says that it is not done");
     }
 }
