@@ -20,7 +20,8 @@ pub(crate) enum Access {
     /// A device node.
     Block,
     /// A filesystem, of this kind if the request names one, mounted with these options. They may hold secrets.
-    Mount { filesystem: Option<Filesystem>, flags: Vec<String> },
+    /// Its files are for this group, if one is named.
+    Mount { filesystem: Option<Filesystem>, flags: Vec<String>, group: Option<u32> },
 }
 
 /// A capability that cannot be honoured.
@@ -32,7 +33,7 @@ pub(crate) enum CapabilityError {
     NoAccessType,
     #[error("the volume capability has no access mode; use SINGLE_NODE_WRITER (ReadWriteOnce)")]
     NoAccessMode,
-    #[error("the filesystem `{}` is not supported; use ext4 or xfs", .0.escape_debug())]
+    #[error("the filesystem `{}` is not supported; use ext4, xfs or btrfs", .0.escape_debug())]
     Filesystem(String),
     #[error(
         "a filesystem cannot be written from several nodes ({0}); use ReadWriteOnce, or volumeMode Block where the application coordinates its writers"
@@ -40,8 +41,8 @@ pub(crate) enum CapabilityError {
     SharedFilesystem(&'static str),
     #[error("the access mode MULTI_NODE_SINGLE_WRITER is not supported; use SINGLE_NODE_WRITER (ReadWriteOnce)")]
     OneOfManyWrites,
-    #[error("a volume mount group is not supported; use fsGroup")]
-    MountGroup,
+    #[error("the volume mount group is `{}`; write the number of a group", .0.escape_debug())]
+    MountGroup(String),
 }
 
 impl Capability {
@@ -51,15 +52,13 @@ impl Capability {
         let mode = given.access_mode.as_ref().map_or(Mode::Unknown, |mode| mode.mode());
         let access = match given.access_type.as_ref().ok_or(CapabilityError::NoAccessType)? {
             AccessType::Block(_) => Access::Block,
-            AccessType::Mount(mount) if !mount.volume_mount_group.is_empty() => {
-                return Err(CapabilityError::MountGroup);
-            }
             AccessType::Mount(mount) => {
                 let named = match mount.fs_type.as_str() {
                     "" => None,
                     name => Some(Filesystem::named(name).ok_or_else(|| CapabilityError::Filesystem(name.to_owned()))?),
                 };
-                Access::Mount { filesystem: named, flags: mount.mount_flags.clone() }
+                let group = mount_group(&mount.volume_mount_group)?;
+                Access::Mount { filesystem: named, flags: mount.mount_flags.clone(), group }
             }
         };
         match (&access, mode) {
@@ -99,6 +98,15 @@ impl Capability {
     }
 }
 
+/// The number of a group; the greatest means no group to the kernel.
+fn mount_group(text: &str) -> Result<Option<u32>, CapabilityError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let number = text.parse().ok().filter(|number| *number != u32::MAX && text.bytes().all(|b| b.is_ascii_digit()));
+    number.map(Some).ok_or_else(|| CapabilityError::MountGroup(text.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use cairn_proto::csi::volume_capability::{AccessMode, BlockVolume, MountVolume};
@@ -128,7 +136,17 @@ mod tests {
         assert!(refused(&mount("ext4", Mode::MultiNodeReaderOnly)).is_none());
         assert!(refused(&mount("xfs", Mode::SingleNodeWriter)).is_none());
         assert!(refused(&block(Mode::MultiNodeMultiWriter)).is_none());
-        assert_eq!(refused(&mount("btrfs", Mode::SingleNodeWriter)), Some(CapabilityError::Filesystem("btrfs".into())));
+        assert!(refused(&mount("btrfs", Mode::SingleNodeWriter)).is_none());
+        assert_eq!(refused(&mount("zfs", Mode::SingleNodeWriter)), Some(CapabilityError::Filesystem("zfs".into())));
+        let group = |group: &str| {
+            let group = group.to_owned();
+            let asked = MountVolume { volume_mount_group: group, ..MountVolume::default() };
+            VolumeCapability { access_type: Some(AccessType::Mount(asked)), ..mount("", Mode::SingleNodeWriter) }
+        };
+        assert!(refused(&group("2000")).is_none());
+        for wrong in ["staff", "-1", "4294967295", "1 "] {
+            assert_eq!(refused(&group(wrong)), Some(CapabilityError::MountGroup(wrong.into())));
+        }
         let shared = refused(&mount("", Mode::MultiNodeMultiWriter)).unwrap().to_string();
         assert!(shared.contains("ReadWriteMany") && shared.contains("use ReadWriteOnce"), "{shared}");
         assert_eq!(refused(&block(Mode::Unknown)), Some(CapabilityError::NoAccessMode));

@@ -32,8 +32,6 @@ pub(crate) enum CsiError {
     Taken { name: String, differs: String },
     #[error("`{}` is not a page token of this driver; start again without one", .0.escape_debug())]
     PageToken(String),
-    #[error("{0}")]
-    Unsupported(&'static str),
     /// The metadata service, in its own words.
     #[error("{0}")]
     Meta(#[from] MetaError),
@@ -56,7 +54,8 @@ impl CsiError {
             Self::NoVolume(_) | Self::NoSnapshot(_) => Code::NotFound,
             Self::Taken { .. } => Code::AlreadyExists,
             Self::PageToken(_) => Code::Aborted,
-            Self::Unsupported(_) => Code::Unimplemented,
+            // There is room, and a pool or a node may have no more: elsewhere it may go.
+            Self::Meta(error) if error.is_quota_exceeded() => Code::ResourceExhausted,
             Self::Meta(error) => match error.code() {
                 // Volumes larger than what is free: the code by which a caller tries elsewhere.
                 Code::ResourceExhausted => Code::OutOfRange,

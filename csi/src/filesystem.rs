@@ -6,6 +6,7 @@
 pub(crate) enum Filesystem {
     Ext4,
     Xfs,
+    Btrfs,
 }
 
 impl Filesystem {
@@ -14,21 +15,29 @@ impl Filesystem {
 
     /// By the name that StorageClasses, volume capabilities and the kernel have for it.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        [Self::Ext4, Self::Xfs].into_iter().find(|filesystem| filesystem.as_str() == name)
+        [Self::Ext4, Self::Xfs, Self::Btrfs].into_iter().find(|filesystem| filesystem.as_str() == name)
+    }
+
+    /// Whether it grows only while it is mounted.
+    pub(crate) fn grows_only_mounted(self) -> bool {
+        matches!(self, Self::Xfs | Self::Btrfs)
     }
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
         }
     }
 
-    /// The smallest volume for it, in bytes: ext4 gets a journal from here on, mkfs.xfs refuses less.
+    /// The smallest volume for it, in bytes: ext4 gets a journal from here on, mkfs.xfs refuses less, and the kernel
+    /// resizes no btrfs to less.
     pub(crate) fn least(self) -> u64 {
         match self {
             Self::Ext4 => 8 << 20,
             Self::Xfs => 300 << 20,
+            Self::Btrfs => 256 << 20,
         }
     }
 }

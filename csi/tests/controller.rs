@@ -279,6 +279,118 @@ async fn what_cannot_be_is_refused_with_cause_and_remedy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_volume_with_a_retention_stays_in_the_trash_and_its_name_is_free() {
+    let cluster = Cluster::start().await;
+    let kept = || {
+        let parameters = [("deleteRetention".to_owned(), "24h".to_owned())].into();
+        csi::CreateVolumeRequest { parameters, ..wanted("pvc-1", GIB) }
+    };
+    let first = cluster.create(kept()).await.unwrap();
+    refused(cluster.create(wanted("pvc-1", GIB)).await, Code::AlreadyExists, &["kept for another time"]);
+    for _ in 0..2 {
+        cluster.delete(&first.volume_id).await.unwrap();
+    }
+    refused(cluster.one(&first.volume_id).await, Code::NotFound, &[&first.volume_id]);
+    refused(cluster.publish(&first.volume_id, "node-1").await, Code::NotFound, &["in the trash", "undelete"]);
+    let second = cluster.create(kept()).await.unwrap();
+    assert_ne!(second.volume_id, first.volume_id, "another volume");
+    let list = meta::ListVolumesRequest { trash: true, ..Default::default() };
+    let trash = cluster.client.list_volumes(list).await.unwrap().volumes;
+    assert_eq!(trash.iter().map(|volume| volume.id.to_string()).collect::<Vec<_>>(), [first.volume_id]);
+    let listed = cluster.controller.clone().list_volumes(csi::ListVolumesRequest::default()).await.unwrap();
+    assert_eq!(listed.into_inner().entries.len(), 1, "what is in the trash is no volume");
+    refused(cluster.create(with("deleteRetention", "soon")).await, Code::InvalidArgument, &["deleteRetention", "24h"]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pool_or_a_node_may_have_no_more_of_is_exhausted() {
+    let cluster = Cluster::start().await;
+    let rules = |quota, max_volumes| {
+        let (quota, max_volumes) = (Some(quota), Some(max_volumes));
+        meta::ChangePoolRequest { pool: "default".into(), quota, max_volumes, ..Default::default() }
+    };
+    let capacity = async || {
+        let reply = cluster.controller.clone().get_capacity(csi::GetCapacityRequest::default()).await.unwrap();
+        reply.into_inner().available_capacity
+    };
+    cluster.client.change_pool(rules(3 << 30, 0)).await.unwrap();
+    assert_eq!(capacity().await, 3 * GIB);
+    let volume = cluster.create(wanted("one", 2 * GIB)).await.unwrap();
+    assert_eq!(capacity().await, GIB);
+    refused(cluster.create(wanted("two", 2 * GIB)).await, Code::ResourceExhausted, &["quota of 3 GiB", "--quota"]);
+    let expand = csi::ControllerExpandVolumeRequest {
+        volume_id: volume.volume_id.clone(),
+        capacity_range: Some(csi::CapacityRange { required_bytes: 4 * GIB, limit_bytes: 0 }),
+        ..Default::default()
+    };
+    let grown = cluster.controller.clone().controller_expand_volume(expand).await;
+    refused(grown, Code::ResourceExhausted, &["would grow by 2 GiB", "quota"]);
+    cluster.client.change_pool(rules(0, 1)).await.unwrap();
+    assert_eq!(capacity().await, 0);
+    refused(
+        cluster.create(wanted("two", GIB)).await,
+        Code::ResourceExhausted,
+        &["may have 1 volumes", "--max-volumes"],
+    );
+    cluster.client.change_pool(rules(0, 0)).await.unwrap();
+
+    let other = cluster.create(wanted("two", GIB)).await.unwrap();
+    let node = meta::RegisterNodeRequest { name: "node-1".into(), max_volumes: 1, ..Default::default() };
+    cluster.client.register_node(node).await.unwrap();
+    cluster.publish(&volume.volume_id, "node-1").await.unwrap();
+    cluster.publish(&volume.volume_id, "node-1").await.unwrap();
+    let words = &["`node-1` has 1 volumes", "another node"];
+    refused(cluster.publish(&other.volume_id, "node-1").await, Code::ResourceExhausted, words);
+    cluster.publish(&other.volume_id, "node-2").await.unwrap();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_set_at_the_beginning_and_changed_later() {
+    let cluster = Cluster::start().await;
+    let mutable = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<HashMap<_, _>>()
+    };
+    let limited = || {
+        let mutable_parameters = mutable(&[("iops", "100"), ("bandwidth", "50Mi")]);
+        csi::CreateVolumeRequest { mutable_parameters, ..wanted("pvc-1", GIB) }
+    };
+    let volume = cluster.create(limited()).await.unwrap();
+    assert_eq!(cluster.create(limited()).await.unwrap(), volume);
+    refused(cluster.create(wanted("pvc-1", GIB)).await, Code::AlreadyExists, &["its limits are others"]);
+    let limits = async || {
+        let by = Some(meta::volume_ref::By::Name("pvc-1".into()));
+        let request = meta::GetVolumeRequest { volume: Some(meta::VolumeRef { by }) };
+        let limits = cluster.client.get_volume(request).await.unwrap().volume.unwrap().limits.unwrap_or_default();
+        (limits.iops, limits.bandwidth, limits.burst_s)
+    };
+    assert_eq!(limits().await, (100, 50 << 20, 0));
+    let modify = |volume_id: &str, pairs: &[(&str, &str)]| {
+        let (volume_id, mutable_parameters) = (volume_id.to_owned(), mutable(pairs));
+        let request = csi::ControllerModifyVolumeRequest { volume_id, mutable_parameters, ..Default::default() };
+        let mut controller = cluster.controller.clone();
+        async move { controller.controller_modify_volume(request).await.map(drop) }
+    };
+    let id = volume.volume_id.as_str();
+    for _ in 0..2 {
+        modify(id, &[("iops", "200"), ("burst", "5")]).await.unwrap();
+        assert_eq!(limits().await, (200, 50 << 20, 5), "what is not named stays");
+    }
+    refused(
+        modify(id, &[("iops", "200"), ("size", "1")]).await,
+        Code::InvalidArgument,
+        &["size", "iops, bandwidth, burst"],
+    );
+    refused(modify(id, &[("bandwidth", "1k")]).await, Code::InvalidArgument, &["1000 bytes a second", "1 MiB"]);
+    refused(modify("999", &[("iops", "1")]).await, Code::NotFound, &["999"]);
+    refused(modify("", &[("iops", "1")]).await, Code::InvalidArgument, &["volume_id"]);
+    modify(id, &[("iops", "none"), ("bandwidth", "none"), ("burst", "0")]).await.unwrap();
+    assert_eq!(limits().await, (0, 0, 0));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_driver_says_who_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let driver = Driver::start(dir.path(), Mode::Controller, vec!["127.0.0.1:1".into()]).await;

@@ -325,6 +325,101 @@ async fn xfs_is_made_once_grows_under_its_users_and_is_taken_for_nothing_else() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn btrfs_is_made_once_and_grows_under_its_users() {
+    let machine = Machine::start().await;
+    let btrfs = || filesystem("btrfs", Access::SingleNodeWriter);
+    let grow = |size: u64| {
+        std::fs::File::options().write(true).open(machine.files.image(7)).unwrap().set_len(size << 20).unwrap();
+    };
+    machine.volume(7, 256 << 20);
+    machine.stage(7, btrfs(), "exclusive").await.unwrap();
+    let target = machine.publish(7, "pod/a", btrfs(), false).await.unwrap();
+    std::fs::write(target.join("file"), "kept").unwrap();
+    let (counts, condition) = counted(machine.stats(7, &target).await.unwrap());
+    assert!(!condition.abnormal && counts.len() == 1, "btrfs counts no inodes: {counts:?} {}", condition.message);
+
+    let read_only = machine.publish(7, "pod/ro", btrfs(), true).await.unwrap();
+    for (size, path) in [(260, &target), (300, &read_only)] {
+        grow(size);
+        let volume_path = path.display().to_string();
+        let expand = csi::NodeExpandVolumeRequest { volume_id: "7".into(), volume_path, ..Default::default() };
+        for _ in 0..2 {
+            machine.node().node_expand_volume(expand.clone()).await.unwrap();
+        }
+        assert_eq!(mib(&machine, 7, &target).await, size as i64);
+    }
+    machine.unpublish(7, &read_only).await.unwrap();
+
+    // What a power cut leaves, while a filesystem with the same UUID is mounted.
+    sh(&format!(
+        "sync -f {0}; cp --sparse=always {1} {2}",
+        target.display(),
+        machine.files.image(7).display(),
+        machine.files.image(8).display()
+    ))
+    .unwrap();
+    machine.stage_at(8, "other", btrfs(), "exclusive").await.unwrap();
+    assert_eq!(std::fs::read_to_string(machine.path("other/file")).unwrap(), "kept");
+    machine.unstage_from(8, "other").await.unwrap();
+
+    machine.unpublish(7, &target).await.unwrap();
+    machine.unstage(7).await.unwrap();
+    sh(&format!("btrfs check --readonly {}", machine.files.image(7).display())).unwrap();
+    refused(
+        machine.stage(7, ext4(), "exclusive").await,
+        Code::FailedPrecondition,
+        &["holds btrfs", "ext4 is asked for"],
+    );
+    machine.unstage(7).await.unwrap();
+    grow(400);
+    machine.stage(7, filesystem("", Access::SingleNodeWriter), "exclusive").await.unwrap();
+    assert_eq!(mib(&machine, 7, &machine.path("staging")).await, 400, "grown while it was away");
+    machine.unstage(7).await.unwrap();
+    machine.stage(7, filesystem("btrfs", Access::MultiNodeReaderOnly), "read-only").await.unwrap();
+    assert_eq!(std::fs::read_to_string(machine.path("staging/file")).unwrap(), "kept");
+    assert!(std::fs::write(machine.path("staging/file"), "x").is_err(), "read-only");
+    machine.unstage(7).await.unwrap();
+
+    machine.volume(9, 64 << 20);
+    refused(machine.stage(9, btrfs(), "exclusive").await, Code::FailedPrecondition, &["btrfs wants", "268435456"]);
+    machine.unstage(9).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_files_of_a_volume_are_its_mount_groups() {
+    use std::os::unix::fs::MetadataExt;
+    let machine = Machine::start().await;
+    machine.volume(7, 64 << 20);
+    let of_group = |group: &str| {
+        let mount = csi::volume_capability::MountVolume { volume_mount_group: group.into(), ..Default::default() };
+        csi::VolumeCapability { access_type: Some(csi::volume_capability::AccessType::Mount(mount)), ..ext4() }
+    };
+    machine.stage(7, of_group("2000"), "exclusive").await.unwrap();
+    let target = machine.publish(7, "pod/a", of_group("2000"), false).await.unwrap();
+    let found = std::fs::metadata(&target).unwrap();
+    assert_eq!((found.gid(), found.mode() & 0o2770), (2000, 0o2770));
+    std::fs::write(target.join("file"), "x").unwrap();
+    let gid = || std::fs::metadata(target.join("file")).unwrap().gid();
+    assert_eq!(gid(), 2000);
+    // Who only reads changes nothing; the next pod's group takes over.
+    let reader = machine.publish(7, "pod/ro", of_group("4000"), true).await.unwrap();
+    assert_eq!(gid(), 2000);
+    let other = machine.publish(7, "pod/b", of_group("3000"), false).await.unwrap();
+    assert_eq!((gid(), std::fs::metadata(&other).unwrap().gid()), (3000, 3000));
+    refused(machine.publish(7, "pod/c", of_group("staff"), false).await, Code::InvalidArgument, &["staff", "number"]);
+    for path in [&target, &reader, &other] {
+        machine.unpublish(7, path).await.unwrap();
+    }
+    machine.unstage(7).await.unwrap();
+    let able = machine.node().node_get_capabilities(csi::NodeGetCapabilitiesRequest {}).await.unwrap().into_inner();
+    let group = csi::node_service_capability::rpc::Type::VolumeMountGroup;
+    let has = able.capabilities.iter().any(
+        |able| matches!(&able.r#type, Some(csi::node_service_capability::Type::Rpc(rpc)) if rpc.r#type() == group),
+    );
+    assert!(has, "advertised, because it works");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_empty_is_never_formatted() {
     let machine = Machine::start().await;
     machine.volume(8, 32 << 20);

@@ -26,7 +26,9 @@ const PACKAGE: &str = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity";
 const VOLUME_BYTES: u64 = 64 << 20;
 const GROWN_BYTES: u64 = 128 << 20;
 /// A suite that hangs is ended by itself, with the stacks of its calls.
-const TIMEOUT: &str = "120s";
+const TIMEOUT: &str = "180s";
+/// What volumes are created with, and changed to.
+const MUTABLE: &str = "iops: \"500\"\nbandwidth: 50Mi\nburst: \"5\"\n";
 
 /// Why a spec may be skipped: what the suite says, and what is behind it.
 const MAY_SKIP: &[(&str, &str)] = &[
@@ -34,11 +36,7 @@ const MAY_SKIP: &[(&str, &str)] = &[
     ("Snapshots not supported", "this driver has no snapshots"),
     ("Volume Cloning not supported", "this driver has no clones"),
     ("GroupControllerService not supported", "this driver has no group snapshots"),
-    ("odify volume not supported", "nothing of a volume changes but its size"),
-    ("odify Volume not supported", "nothing of a volume changes but its size"),
-    ("ControllerModifyVolume not supported", "nothing of a volume changes but its size"),
     ("NodeExpandVolume not supported", "this process lacks CAP_SYS_RESOURCE, without which mounted ext4 cannot grow"),
-    ("testnodevolumeattachlimit not enabled", "the limit is kept by `attach`, when a volume is staged"),
     ("pending", "switched off by the suite itself"),
 ];
 
@@ -133,6 +131,8 @@ fn against(cluster: &Cluster, suite: &Path, kind: &str) -> Result<Outcome> {
     let folder = cluster.dir().join(format!("sanity-{kind}"));
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let report = folder.join("report.json");
+    let mutable = folder.join("mutable.yaml");
+    std::fs::write(&mutable, MUTABLE).with_context(|| format!("cannot write {}", mutable.display()))?;
     let flag = |name: &str, value: &Path| {
         let mut flag = OsString::from(format!("-{name}="));
         flag.push(value);
@@ -146,6 +146,8 @@ fn against(cluster: &Cluster, suite: &Path, kind: &str) -> Result<Outcome> {
             .arg(endpoint)
             .arg(flag("csi.mountdir", &folder.join("target")))
             .arg(flag("csi.stagingdir", &folder.join("staging")))
+            .arg(flag("csi.testvolumemutableparameters", &mutable))
+            .arg("-csi.testnodevolumeattachlimit")
             .arg(flag("ginkgo.json-report", &report))
             .arg(format!("-csi.testvolumeaccesstype={kind}"))
             .arg(format!("-csi.testvolumesize={VOLUME_BYTES}"))

@@ -50,6 +50,7 @@ const TEST: &[Package] = &[
     Package { name: "fio", shown_by: &["/usr/bin/fio"], purpose: "verifies block devices" },
     Package { name: "libnbd-bin", shown_by: &["/usr/bin/nbdinfo"], purpose: "drives the NBD server" },
     Package { name: "nftables", shown_by: &["/usr/sbin/nft"], purpose: "cuts hosts off in fault tests" },
+    Package { name: "btrfs-progs", shown_by: &["/usr/bin/btrfs", "/sbin/mkfs.btrfs"], purpose: "btrfs on volumes" },
     Package { name: "xfsprogs", shown_by: &["/usr/sbin/mkfs.xfs", "/sbin/mkfs.xfs"], purpose: "xfs on volumes" },
     Package { name: "qemu-utils", shown_by: &["/usr/bin/qemu-img"], purpose: "drives the NBD server" },
 ];

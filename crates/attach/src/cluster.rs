@@ -39,7 +39,8 @@ impl Cluster {
 impl VolumeSource for Cluster {
     async fn register_node(&self) -> Result<(), SourceError> {
         let location = Some((&self.location).into());
-        let request = meta::RegisterNodeRequest { mutation: None, name: self.node.0.clone(), location };
+        let (name, max_volumes) = (self.node.0.clone(), crate::daemon::MAX_EXPORTS as u32);
+        let request = meta::RegisterNodeRequest { mutation: None, name, location, max_volumes };
         self.meta.register_node(request).await?;
         Ok(())
     }

@@ -15,7 +15,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::admin::{HealthVerb, MetaVerb, NodeVerb, OsdVerb, PgVerb, PoolVerb, SnapshotVerb, Target, VolumeVerb};
+use crate::admin::{
+    HealthVerb, MetaVerb, NodeVerb, OsdVerb, PgVerb, PoolVerb, SnapshotVerb, Target, TrashVerb, VolumeVerb,
+};
 use crate::failure::Outcome;
 
 /// Where a cluster lives when nothing else is said.
@@ -64,7 +66,7 @@ enum Verb {
         #[command(flatten)]
         target: Target,
     },
-    /// Volumes: create, ls, info, resize, rm.
+    /// Volumes: create, ls, info, resize, rename, label, set, attach, detach, rm, undelete.
     Volume {
         #[command(subcommand)]
         verb: VolumeVerb,
@@ -78,7 +80,14 @@ enum Verb {
         #[command(flatten)]
         target: Target,
     },
-    /// Pools: create, ls.
+    /// Deleted volumes that are kept for a while: list, purge.
+    Trash {
+        #[command(subcommand)]
+        verb: TrashVerb,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Pools: create, ls, set, scrub.
     Pool {
         #[command(subcommand)]
         verb: PoolVerb,
@@ -164,6 +173,7 @@ async fn command(verb: Verb) -> Outcome {
         Verb::Health { verb, target } => admin::health(verb, &target).await,
         Verb::Volume { verb, target } => admin::volume(verb, &target).await,
         Verb::Snapshot { verb, target } => admin::snapshot(verb, &target).await,
+        Verb::Trash { verb, target } => admin::trash(verb, &target).await,
         Verb::Pool { verb, target } => admin::pool(verb, &target).await,
         Verb::Pg { verb, target } => admin::pg(verb, &target).await,
         Verb::Node { verb, target } => admin::node(verb, &target).await,

@@ -22,6 +22,7 @@ pub mod planted;
 mod request;
 mod running;
 mod stripe;
+mod throttle;
 
 #[cfg(test)]
 mod model;
@@ -30,3 +31,4 @@ mod stories;
 
 pub use crate::core::{Core, Output};
 pub use crate::op::{BadAnswer, Config, IoError, MAX_DATA, MAX_ZERO, Op, OpId, Parent, Timing};
+pub use crate::throttle::Throttle;

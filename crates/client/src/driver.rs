@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn_client_core::{Config, Core, IoError, Op, OpId, Output};
+use cairn_client_core::{Config, Core, IoError, Op, OpId, Output, Throttle};
 use cairn_meta_client::{MapWatch, MetaClient};
 use cairn_proto::meta;
 use cairn_rpc::{Address, Limits, Link, LinkConfig, LinkEvent};
@@ -49,6 +49,7 @@ const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(crate) struct Driver {
     core: Core,
+    throttle: Throttle,
     config: Config,
     options: Options,
     shared: Arc<Shared>,
@@ -76,6 +77,7 @@ impl Driver {
         let seed = (config.session.0 >> 64) as u64 ^ config.session.0 as u64;
         Self {
             core: Core::new(config.clone(), seed),
+            throttle: Throttle::new(),
             config,
             options,
             shared,
@@ -125,25 +127,33 @@ impl Driver {
         self.start.elapsed()
     }
 
-    /// Commands come before links, so that what is asked for at the same time leaves in the same frame.
+    /// The map comes first, because it may limit what is let in; commands come before links, so that what is asked for at
+    /// the same time leaves in the same frame.
     async fn next_fact(&mut self) -> Fact {
         self.set_timer();
-        let takes_commands = self.core.has_room() && self.closing.is_empty();
+        let takes_commands = self.core.has_room() && self.closing.is_empty() && self.may_come();
         tokio::select! {
             biased;
-            command = self.commands.recv(), if takes_commands => Fact::Command(command),
             changed = self.maps.changed(), if self.maps_live => match changed {
                 Ok(()) => Fact::Map,
                 Err(_) => Fact::MapsEnded,
             },
+            command = self.commands.recv(), if takes_commands => Fact::Command(command),
             () = self.timer.as_mut() => Fact::Time,
             (osd, event) = poll_fn(|cx| poll_links(&mut self.links, cx)) => Fact::Link(osd, event),
         }
     }
 
+    /// Whether the volume's limits let the next command in. A session that is over answers at once.
+    fn may_come(&self) -> bool {
+        self.core.fatal().is_some() || self.throttle.is_open(self.now())
+    }
+
     /// Moves the timer only when it would ring too late, or has rung: most requests end long before theirs.
     fn set_timer(&mut self) {
-        let wanted = self.start + self.core.poll_timeout().unwrap_or(NEVER);
+        let opens = Some(self.throttle.opens_at()).filter(|_| !self.may_come());
+        let next = [self.core.poll_timeout(), opens].into_iter().flatten().min();
+        let wanted = self.start + next.unwrap_or(NEVER);
         if wanted < self.timer.deadline() || self.timer.is_elapsed() {
             self.timer.as_mut().reset(wanted);
         }
@@ -151,6 +161,9 @@ impl Driver {
 
     fn show_map(&mut self) {
         let map = Arc::clone(&self.maps.borrow_and_update());
+        if let Some(fence) = map.volumes.get(&self.config.volume) {
+            self.throttle.set_limits(self.now(), fence.limits);
+        }
         self.core.handle_map(self.now(), map);
     }
 
@@ -158,6 +171,7 @@ impl Driver {
         match command {
             Command::Run { op, done } => {
                 self.ops += 1;
+                self.throttle.count(self.now(), &op);
                 let trace = TraceId(mix(self.config.session.0 as u64 ^ self.ops));
                 let id = self.core.handle_op(self.now(), op, trace);
                 self.waiting.insert(id, done);

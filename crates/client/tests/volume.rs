@@ -10,6 +10,7 @@ use cairn_client::{Backoff, Holding, IoError, Options, Timing, Volume, VolumeErr
 use cairn_rpc::{Connection, Event, Limits, Local};
 use cairn_types::io::{BlockState, ClientOp, ClientReply, ClientRequest, ReadData, Refusal, ReplyBody};
 use cairn_types::map::{ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, VolumeFence};
+use cairn_types::volume::VolumeLimits;
 use cairn_types::{
     ConfVersion, Epoch, Generation, Incarnation, ObjectId, OsdId, PgId, PoolId, SessionId, SnapId, TraceId, VolumeId,
 };
@@ -401,4 +402,40 @@ async fn close_waits_for_what_is_in_flight_and_growth_is_seen() {
         options(),
     );
     assert_eq!(again.read_at(SIZE, 4096).await.expect("reads"), pattern(1, 4096));
+}
+
+#[tokio::test]
+async fn limits_come_with_the_map_and_go_with_it() {
+    let cluster = Cluster::start();
+    let limited = |map: &mut ClusterMap, iops| {
+        let fence = map.volumes.get_mut(&VolumeId(1)).expect("the volume");
+        fence.limits = VolumeLimits { iops, ..VolumeLimits::default() };
+    };
+    let volume = cluster.open();
+    volume.write_at(0, pattern(1, 4096)).await.expect("writes");
+    let ten_reads = async || {
+        let begun = std::time::Instant::now();
+        let reads: Vec<_> = (0..10u64)
+            .map(|_| {
+                let volume = volume.clone();
+                tokio::spawn(async move { volume.read_at(0, 4096).await })
+            })
+            .collect();
+        for read in reads {
+            assert_eq!(read.await.expect("no panic").expect("reads"), pattern(1, 4096));
+        }
+        begun.elapsed()
+    };
+    cluster.change(|map| limited(map, 20));
+    // The map comes before the reads, the first of which is let in: nine pauses of 50 ms, less the slack.
+    let took = ten_reads().await;
+    assert!(took >= Duration::from_millis(340), "10 reads at 20 a second took {took:?}");
+    cluster.change(|map| limited(map, 1));
+    let waiting = tokio::time::timeout(Duration::from_millis(300), ten_reads()).await;
+    assert!(waiting.is_err(), "one read a second");
+    // Nobody who waits has to wait on.
+    let reading = volume.read_at(0, 4096);
+    cluster.change(|map| limited(map, 0));
+    tokio::time::timeout(Duration::from_secs(5), reading).await.expect("the limit is gone").expect("reads");
+    tokio::time::timeout(Duration::from_secs(5), ten_reads()).await.expect("the limit is gone");
 }

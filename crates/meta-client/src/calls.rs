@@ -182,6 +182,14 @@ impl MetaClient {
         delete_snapshot(meta::DeleteSnapshotRequest) -> meta::DeleteSnapshotReply;
         /// A holder has nothing under way that was begun before a snapshot.
         report_drained(meta::ReportDrainedRequest) -> meta::ReportDrainedReply;
+        /// Changes a volume's name, labels, limits, or how long it is kept once deleted.
+        change_volume(meta::ChangeVolumeRequest) -> meta::ChangeVolumeReply;
+        /// Takes a volume out of the trash.
+        undelete_volume(meta::UndeleteVolumeRequest) -> meta::UndeleteVolumeReply;
+        /// Deletes what is in the trash for good.
+        purge_trash(meta::PurgeTrashRequest) -> meta::PurgeTrashReply;
+        /// Changes what is allowed in a pool.
+        change_pool(meta::ChangePoolRequest) -> meta::ChangePoolReply;
         /// Makes a node known.
         register_node(meta::RegisterNodeRequest) -> meta::RegisterNodeReply;
         /// Lets a node hold a volume.
@@ -399,4 +407,8 @@ mutating!(
     ReportDrainedRequest,
     ChangeMemberRequest,
     MuteHealthRequest,
+    ChangeVolumeRequest,
+    UndeleteVolumeRequest,
+    PurgeTrashRequest,
+    ChangePoolRequest,
 );

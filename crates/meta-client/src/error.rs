@@ -27,6 +27,8 @@ pub enum MetaError {
         message: String,
         /// What to do, by itself; empty where the service had no advice.
         remedy: String,
+        /// The state machine's own name for the reason, where it was the one that refused.
+        reason: String,
     },
     /// An endpoint is not of the form host:port.
     #[error("`{0}` is not an endpoint; write host:port")]
@@ -59,6 +61,12 @@ impl MetaError {
         }
     }
 
+    /// Whether a pool, or a node, may have no more: there is room, and it is not to be used.
+    #[must_use]
+    pub fn is_quota_exceeded(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if reason == "QUOTA_EXCEEDED")
+    }
+
     /// Whether what was named does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
@@ -68,9 +76,10 @@ impl MetaError {
 
 impl From<Status> for MetaError {
     fn from(status: Status) -> Self {
-        let remedy = status.metadata().get(REMEDY).and_then(|value| value.to_str().ok());
-        let remedy = remedy.unwrap_or_default().to_owned();
-        Self::Refused { code: status.code(), message: status.message().to_owned(), remedy }
+        let text =
+            |name| status.metadata().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        let (remedy, reason) = (text(REMEDY), text(REASON));
+        Self::Refused { code: status.code(), message: status.message().to_owned(), remedy, reason }
     }
 }
 

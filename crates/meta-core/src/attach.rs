@@ -17,12 +17,19 @@ use crate::refusal::{Outcome, Refusal};
 use crate::volume::{called, required, shown};
 use crate::{keys, record};
 
+/// Volumes of a node that does not say how many it can hold.
+const VOLUMES: u32 = 512;
 /// The most nodes that hold one volume at once.
 const HOLDERS: usize = 256;
 
 /// Two holders can stand beside each other when neither wants the volume alone.
 fn at_peace(one: AttachMode, other: AttachMode) -> bool {
     one != AttachMode::Exclusive && other != AttachMode::Exclusive
+}
+
+/// How many volumes a node can hold at once.
+pub(crate) fn most_volumes(node: Option<&NodeRecord>) -> u32 {
+    node.map(|node| node.max_volumes).filter(|most| *most > 0).unwrap_or(VOLUMES)
 }
 
 fn word(mode: AttachMode) -> &'static str {
@@ -48,7 +55,8 @@ impl Machine {
             location.host.clone_from(&request.name);
         }
         let location = Location::from(location);
-        let node = NodeRecord { name: request.name, location: Some((&location).into()) };
+        let (name, max_volumes) = (request.name, request.max_volumes);
+        let node = NodeRecord { name, location: Some((&location).into()), max_volumes };
         if self.nodes.get(&node.name) != Some(&node) {
             record::store(&mut turn.state, keys::node(&node.name), &node);
             self.nodes.insert(node.name.clone(), node);
@@ -62,6 +70,18 @@ impl Machine {
         }
         let message = format!("there is no node `{node}`");
         Err(Refusal::not_found(message).remedy("start `cairn attach` on it: that makes it known"))
+    }
+
+    /// Whether one more volume may be published to the node. What it attaches by itself is its own business.
+    fn check_load(&self, name: &str) -> Result<(), Refusal> {
+        let most = most_volumes(self.nodes.get(name));
+        let there = self.published.values().filter(|nodes| nodes.iter().any(|node| node == name)).count();
+        if there < most as usize {
+            return Ok(());
+        }
+        let message = format!("node `{name}` has {there} volumes already, and can hold {most}");
+        Err(Refusal::new(ErrorCode::QuotaExceeded, message)
+            .remedy("unpublish one of them, or run what needs the volume on another node"))
     }
 
     pub(crate) fn publish_volume(
@@ -95,6 +115,7 @@ impl Machine {
         if record.publications.len() >= HOLDERS {
             return Err(Refusal::precondition(format!("{HOLDERS} nodes hold {} already", called(&record))).into());
         }
+        self.check_load(&request.node)?;
         record.publications.push(Publication { node: request.node.clone(), mode: request.mode });
         self.write_volume(turn, &record);
         Ok(PublishVolumeReply {})

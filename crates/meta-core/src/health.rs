@@ -36,6 +36,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("PG_DAMAGED", "blocks have no good copy"),
     ("PG_DEGRADED", "placement groups have fewer copies than wanted"),
     ("PG_MISPLACED", "placement groups have all copies, but not where placement wants them"),
+    ("POOL_NEAR_FULL", "a pool has nearly as many volumes, or bytes, as it may"),
     ("POOL_SINGLE_HOST", "all copies of a pool lie on one host"),
     ("POOL_TOO_FEW_DOMAINS", "a pool cannot place all its copies"),
     ("POOL_TOO_FEW_PGS", "a pool has far fewer placement groups than it would be given today"),
@@ -64,6 +65,7 @@ pub fn health(machine: &Machine) -> HealthReply {
     checks.extend(pgs_inactive(map));
     checks.extend(pgs_degraded(map));
     checks.extend(crate::scrub::checks(machine));
+    checks.extend(crate::rules::checks(machine));
     checks.extend(pools_crowded(map));
     checks.extend(pools_too_few_domains(map));
     checks.extend(crate::health_placement::checks(machine));
@@ -282,6 +284,7 @@ mod tests {
         let sources = [
             include_str!("health.rs"),
             include_str!("health_placement.rs"),
+            include_str!("rules.rs"),
             include_str!("scrub.rs"),
             include_str!("../../meta/src/doors/meta.rs"),
         ];

@@ -23,6 +23,7 @@
 //! | `h` escaped key, revision, sub | nothing: one version of the key, in `r` |
 //! | `l` lease | `LeaseRecord` |
 //! | `q` pool, index | `PgScrub` |
+//! | `w` pool | `PoolRulesRecord` |
 //! | `y` | `ScrubSchedule` |
 //! | `a` lease, key | nothing: the key is attached to the lease |
 
@@ -43,6 +44,7 @@ pub(crate) const SESSIONS: &[u8] = b"s";
 pub(crate) const REPLIES: &[u8] = b"t";
 pub(crate) const LEASES: &[u8] = b"l";
 pub(crate) const SCRUBS: &[u8] = b"q";
+pub(crate) const POOL_RULES: &[u8] = b"w";
 pub(crate) const SCRUB_SCHEDULE: &[u8] = b"y";
 
 /// A client's session with the metadata service.
@@ -63,6 +65,10 @@ pub(crate) fn osd(id: OsdId) -> Vec<u8> {
 
 pub(crate) fn pool(id: PoolId) -> Vec<u8> {
     join(b'p', &[&id.0.to_be_bytes()])
+}
+
+pub(crate) fn pool_rules(id: PoolId) -> Vec<u8> {
+    join(b'w', &[&id.0.to_be_bytes()])
 }
 
 pub(crate) fn pg(id: PgId) -> Vec<u8> {

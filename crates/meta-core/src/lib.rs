@@ -14,6 +14,7 @@
 
 mod attach;
 mod capacity;
+mod change;
 mod fills;
 pub mod health;
 mod health_placement;
@@ -33,12 +34,14 @@ pub mod query;
 mod record;
 mod refusal;
 pub mod restore;
+mod rules;
 pub mod scrub;
 mod session;
 mod settings;
 mod snapshot;
 mod split;
 mod state;
+pub mod trash;
 mod volume;
 mod writes;
 

@@ -4,7 +4,7 @@
 //! `apply` is a function of the state and the command. It knows no clock, no randomness and no I/O, so that every
 //! member, and every replay, computes the same bytes. A command that is refused changes nothing but its session.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use cairn_placement::Exception;
@@ -13,8 +13,8 @@ use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
     ClusterRecord, Command, CommandReply, ErrorCode, InitCluster, InitClusterReply, KvRecord, MapUpdate, MembersRecord,
-    MutesRecord, NodeRecord, OsdRecord, Pg, Pool, RaiseClusterVersion, RaiseClusterVersionReply, Suspicion,
-    VolumeRecord,
+    MutesRecord, NodeRecord, OsdRecord, Pg, Pool, PoolRules, RaiseClusterVersion, RaiseClusterVersionReply, Suspicion,
+    Volume, VolumeRecord,
 };
 use cairn_proto::mvccpb;
 use cairn_types::map::{ClusterMap, Osd, PgConfig};
@@ -89,11 +89,32 @@ pub(crate) struct OsdNotes {
     pub(crate) stands_for: Option<OsdId>,
 }
 
-/// Volumes of one pool, deleted ones not counted.
+/// Volumes of one pool, those in its trash too; what is being purged is not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) volumes: u64,
     pub(crate) provisioned: u64,
+    /// Of these, in the trash.
+    pub(crate) trashed: u64,
+    pub(crate) trashed_bytes: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, volume: &Volume) {
+        let in_trash = u64::from(volume.trashed.is_some());
+        self.volumes += 1;
+        self.provisioned += volume.size;
+        self.trashed += in_trash;
+        self.trashed_bytes += in_trash * volume.size;
+    }
+
+    pub(crate) fn remove(&mut self, volume: &Volume) {
+        let in_trash = u64::from(volume.trashed.is_some());
+        self.volumes -= 1;
+        self.provisioned -= volume.size;
+        self.trashed -= in_trash;
+        self.trashed_bytes -= in_trash * volume.size;
+    }
 }
 
 /// The replicated state machine.
@@ -103,7 +124,12 @@ pub struct Machine {
     pub(crate) map: ClusterMap,
     pub(crate) notes: BTreeMap<OsdId, OsdNotes>,
     pub(crate) tallies: BTreeMap<PoolId, Tally>,
+    pub(crate) rules: BTreeMap<PoolId, PoolRules>,
     pub(crate) nodes: BTreeMap<String, NodeRecord>,
+    /// The nodes of every volume that is published.
+    pub(crate) published: BTreeMap<VolumeId, Vec<String>>,
+    /// What is in the trash, by the second in which its time there ends.
+    pub(crate) trash: BTreeSet<(u64, VolumeId)>,
     pub(crate) exceptions: BTreeMap<PgId, Vec<Exception>>,
     pub(crate) kv: KvRecord,
     pub(crate) scrubs: Scrubs,
@@ -152,7 +178,10 @@ impl Machine {
             cluster,
             notes: BTreeMap::new(),
             tallies: BTreeMap::new(),
+            rules: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            published: BTreeMap::new(),
+            trash: BTreeSet::new(),
             exceptions: BTreeMap::new(),
             kv,
             scrubs: Scrubs::open(state)?,
@@ -193,16 +222,17 @@ impl Machine {
             Ok(true)
         })?;
         self.read_exceptions(state)?;
+        self.read_rules(state)?;
         record::each(state, keys::NODES, keys::NODES, &mut |_, record: NodeRecord| {
             self.nodes.insert(record.name.clone(), record);
             Ok(true)
         })?;
         record::each(state, keys::VOLUMES, keys::VOLUMES, &mut |_, record: VolumeRecord| {
             let shown = record.volume.clone().unwrap_or_default();
+            self.note_publications(&record);
             if !record.deleting && !record.retired {
-                let tally = self.tallies.entry(PoolId(shown.pool)).or_default();
-                tally.volumes += 1;
-                tally.provisioned += shown.size;
+                self.tallies.entry(PoolId(shown.pool)).or_default().add(&shown);
+                self.trash.extend(shown.trashed.map(|trashed| (trashed.expires_at_s, VolumeId(shown.id))));
             }
             if let Some(fence) = volume::fence_of(&record) {
                 self.map.volumes.insert(VolumeId(shown.id), fence);
@@ -309,6 +339,10 @@ impl Machine {
             Payload::CreateVolume(r) => Answer::CreateVolume(self.create_volume(turn, r)?),
             Payload::ResizeVolume(r) => Answer::ResizeVolume(self.resize_volume(turn, &r)?),
             Payload::DeleteVolume(r) => Answer::DeleteVolume(self.delete_volume(turn, &r)?),
+            Payload::ChangeVolume(r) => Answer::ChangeVolume(self.change_volume(turn, r)?),
+            Payload::UndeleteVolume(r) => Answer::UndeleteVolume(self.undelete_volume(turn, &r)?),
+            Payload::PurgeTrash(r) => Answer::PurgeTrash(self.purge_trash(turn, &r)?),
+            Payload::ChangePool(r) => Answer::ChangePool(self.change_pool(turn, &r)?),
             Payload::RegisterNode(r) => Answer::RegisterNode(self.register_node(turn, r)?),
             Payload::PublishVolume(r) => Answer::PublishVolume(self.publish_volume(turn, &r)?),
             Payload::UnpublishVolume(r) => Answer::UnpublishVolume(self.unpublish_volume(turn, &r)?),

@@ -57,12 +57,20 @@ pub fn fence_pending(map: &ClusterMap, pool: PoolId, epoch: Epoch) -> FencePendi
     pending
 }
 
-/// A volume by id or name. One that is being purged is gone.
+/// A volume by id or name. One that is in the trash, or being purged, is gone.
 ///
 /// # Errors
 /// When its record cannot be read.
 pub fn volume(state: &dyn StateRead, by: &VolumeRef) -> Result<Option<Volume>, Corrupt> {
     Ok(volume::find(state, Some(by))?.map(|record| volume::shown(&record)))
+}
+
+/// The same; one that is missing is refused in words.
+///
+/// # Errors
+/// When there is none, or its record cannot be read.
+pub fn required_volume(state: &dyn StateRead, by: Option<&VolumeRef>) -> Outcome<Volume> {
+    Ok(volume::shown(&volume::required(state, by)?))
 }
 
 /// Volumes in the order of their ids, a page at a time. A token names the last id of its page, so that it stays good
@@ -91,7 +99,13 @@ pub fn volumes(machine: &Machine, state: &dyn StateRead, request: &ListVolumesRe
     let from = keys::volume(VolumeId(after.saturating_add(1)));
     record::each(state, keys::VOLUMES, &from, &mut |_, record: VolumeRecord| {
         let shown = volume::shown(&record);
-        if record.deleting || record.retired || pool.is_some_and(|pool| pool.0 != shown.pool) {
+        let has = |(key, value): (&String, &String)| shown.labels.get(key) == Some(value);
+        if record.deleting
+            || record.retired
+            || shown.trashed.is_some() != request.trash
+            || pool.is_some_and(|pool| pool.0 != shown.pool)
+            || !request.labels.iter().all(has)
+        {
             return Ok(true);
         }
         if reply.volumes.len() == most {
@@ -185,11 +199,14 @@ pub fn pools(machine: &Machine) -> Vec<PoolStatus> {
             pool: Some(pool.into()),
             volumes: tally.volumes,
             provisioned: tally.provisioned,
-            available: available(map, pool),
+            available: machine.allowed(pool).min(available(map, pool)),
             active_pgs: count(&|pg| is_active(map, pool, pg)),
             degraded_pgs: count(&|pg| is_degraded(map, pool, pg)),
             misplaced_pgs: count(&|pg| plan::is_misplaced(map, pool.size, pg)),
             target_pgs: target_pgs(map, pool),
+            rules: Some(machine.rules.get(&pool.id).copied().unwrap_or_default()),
+            trashed: tally.trashed,
+            trashed_bytes: tally.trashed_bytes,
         }
     };
     map.pools.values().map(status).collect()
@@ -223,6 +240,7 @@ pub fn nodes(machine: &Machine, state: &dyn StateRead) -> Result<Vec<Node>, Corr
                 location: node.location.clone(),
                 attached_volumes: 0,
                 osds: here.map(|osd| osd.id.0).collect(),
+                max_volumes: crate::attach::most_volumes(Some(node)),
             }
         })
         .collect();

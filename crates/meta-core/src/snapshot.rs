@@ -97,7 +97,7 @@ impl Machine {
         request: CreateSnapshotRequest,
     ) -> Outcome<CreateSnapshotReply> {
         crate::volume::check_name("snapshot", &request.name)?;
-        crate::volume::check_labels(&request.labels)?;
+        crate::change::check_labels(&request.labels)?;
         let mut volume = required(&turn.state, request.volume.as_ref())?;
         let shown_volume = crate::volume::shown(&volume);
         if let Some(id) = record::snapshot_named(&turn.state, &request.name)? {

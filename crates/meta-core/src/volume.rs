@@ -1,31 +1,30 @@
-//! Volumes: created once per name, grown, deleted; and when a deleted one is gone from every PG.
+//! Volumes: created once per name, grown, deleted (into the trash, see [`crate::trash`], or at once); and when a deleted
+//! one is gone from every PG.
 //!
 //! A volume enters the map with its first attachment: until then no OSD has to know it, and nothing can have been written
 //! to it. From then on its fence stays in the map, empty while nobody holds it, until it is purged. Generations are never
 //! reused, and neither are ids.
 
-use std::collections::BTreeMap;
-
 use cairn_proto::convert::{attach_mode_from, snap_phase};
 use cairn_proto::meta::{
     CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, ErrorCode, ReportPurgedReply,
-    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, SnapshotPhase, SnapshotRecord, Volume, VolumeRecord,
-    VolumeRef, volume_ref,
+    ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, SnapshotPhase, SnapshotRecord, Trashed, Volume,
+    VolumeLimits, VolumeRecord, VolumeRef, volume_ref,
 };
 use cairn_types::map::{Pool, VolumeFence};
 use cairn_types::volume::AttachMode;
 use cairn_types::{BLOCK_SIZE, Generation, Incarnation, OsdId, PgId, PoolId, SnapId, VolumeId};
 
 use crate::capacity::{available, human};
-use crate::machine::{Machine, Tally, Turn};
+use crate::change;
+use crate::machine::{Machine, Turn};
 use crate::refusal::{Corrupt, Outcome, Refusal};
 use crate::state::StateRead;
+use crate::trash::check_retention;
 use crate::{keys, record, snapshot};
 
 /// The largest volume: 1 PiB.
 const LARGEST: u64 = 1 << 50;
-const LABELS: usize = 64;
-const LABEL_BYTES: usize = 256;
 
 /// What the OSDs let through for a volume; `None` while nobody ever held it.
 pub(crate) fn fence_of(record: &VolumeRecord) -> Option<VolumeFence> {
@@ -41,6 +40,7 @@ pub(crate) fn fence_of(record: &VolumeRecord) -> Option<VolumeFence> {
         read_only: readers.map(|a| Generation(a.generation)).collect(),
         purging: record.deleting,
         snapshots: record.snapshots.iter().map(|mark| (SnapId(mark.id), snap_phase(mark.phase()))).collect(),
+        limits: volume.limits.unwrap_or_default().into(),
     })
 }
 
@@ -52,17 +52,29 @@ pub(crate) fn find(state: &dyn StateRead, by: Option<&VolumeRef>) -> Result<Opti
         None => None,
     };
     let found = id.map(|id| record::volume(state, id)).transpose()?.flatten();
-    Ok(found.filter(|record| !record.deleting && !record.retired))
+    Ok(found.filter(|record| !record.deleting && !record.retired && trashed(record).is_none()))
 }
 
 /// Like [`find`], but a missing one is refused.
 pub(crate) fn required(state: &dyn StateRead, by: Option<&VolumeRef>) -> Outcome<VolumeRecord> {
-    let missing = || match by.and_then(|by| by.by.as_ref()) {
-        Some(volume_ref::By::Id(id)) => Refusal::not_found(format!("there is no volume with id {id}")),
-        Some(volume_ref::By::Name(name)) => Refusal::not_found(format!("there is no volume `{name}`")),
+    if let Some(record) = find(state, by)? {
+        return Ok(record);
+    }
+    Err(match by.and_then(|by| by.by.as_ref()) {
+        Some(volume_ref::By::Id(id)) => match record::volume(state, VolumeId(*id))? {
+            Some(record) if !record.deleting => Refusal::not_found(format!("{} is in the trash", called(&record)))
+                .remedy(format!("to have it back: cairn volume undelete id:{id}")),
+            _ => Refusal::not_found(format!("there is no volume with id {id}")),
+        },
+        Some(volume_ref::By::Name(name)) => Refusal::not_found(format!("there is no volume `{}`", name.escape_debug())),
         None => Refusal::invalid("the request names no volume"),
-    };
-    Ok(find(state, by)?.ok_or_else(missing)?)
+    }
+    .into())
+}
+
+/// Since when, and until when, a volume is in the trash.
+pub(crate) fn trashed(record: &VolumeRecord) -> Option<Trashed> {
+    record.volume.as_ref().and_then(|volume| volume.trashed)
 }
 
 /// The part of a record that everybody sees.
@@ -85,7 +97,9 @@ impl Machine {
         request: CreateVolumeRequest,
     ) -> Outcome<CreateVolumeReply> {
         check_name("volume", &request.name)?;
-        check_labels(&request.labels)?;
+        change::check_labels(&request.labels)?;
+        check_retention(request.retention_s)?;
+        let limits = change::limits(VolumeLimits::default(), request.limits.unwrap_or_default())?;
         let source = match &request.source {
             Some(source) => Some(snapshot::known(&turn.state, Some(source))?),
             None => None,
@@ -105,7 +119,9 @@ impl Machine {
             check_same(&shown(&existing), &request, source.map_or(0, source_id), &pool, size)?;
             return Ok(CreateVolumeReply { volume: Some(shown(&existing)), existed: true });
         }
-        self.check_space(&pool, size, &format!("volume `{}` asks for {}", request.name, human(size)))?;
+        let what = format!("volume `{}` asks for {}", request.name, human(size));
+        self.check_rules(&pool, 1, size, &what)?;
+        self.check_space(&pool, size, &what)?;
         let parents = match source {
             Some(source) => {
                 self.check_source(source, &request.name, &pool, size)?;
@@ -126,13 +142,14 @@ impl Machine {
             created_at_s: turn.now_s,
             object_size: pool.object_size,
             parents,
+            retention_s: request.retention_s,
+            limits,
             ..Volume::default()
         };
         turn.state.put(keys::volume_name(&volume.name), id.0.to_be_bytes().to_vec());
         let record = VolumeRecord { volume: Some(volume), next_generation: 1, ..VolumeRecord::default() };
         self.write_volume(turn, &record);
-        let tally = self.tallies.entry(pool.id).or_default();
-        *tally = Tally { volumes: tally.volumes + 1, provisioned: tally.provisioned + size };
+        self.tallies.entry(pool.id).or_default().add(&shown(&record));
         Ok(CreateVolumeReply { volume: record.volume, existed: false })
     }
 
@@ -207,7 +224,9 @@ impl Machine {
         if size > now {
             let pool = self.map.pools.get(&PoolId(volume.pool));
             let pool = pool.ok_or_else(|| Refusal::not_found("the pool of the volume is gone"))?;
-            self.check_space(pool, size - now, &format!("{name} would grow by {}", human(size - now)))?;
+            let what = format!("{name} would grow by {}", human(size - now));
+            self.check_rules(pool, 0, size - now, &what)?;
+            self.check_space(pool, size - now, &what)?;
             volume.size = size;
             self.tallies.entry(PoolId(volume.pool)).or_default().provisioned += size - now;
             self.write_volume(turn, &record);
@@ -220,8 +239,8 @@ impl Machine {
         turn: &mut Turn<'_>,
         request: &DeleteVolumeRequest,
     ) -> Outcome<DeleteVolumeReply> {
-        let Some(mut record) = find(&turn.state, request.volume.as_ref())? else {
-            return Ok(DeleteVolumeReply { existed: false });
+        let Some(record) = find(&turn.state, request.volume.as_ref())? else {
+            return Ok(DeleteVolumeReply::default());
         };
         let volume = shown(&record);
         if let Some(holder) = volume.attachments.first() {
@@ -233,18 +252,28 @@ impl Machine {
             return Err(Refusal::precondition(message).remedy("unpublish it first").into());
         }
         turn.state.delete(keys::volume_name(&volume.name));
-        let tally = self.tallies.entry(PoolId(volume.pool)).or_default();
-        *tally = Tally { volumes: tally.volumes - 1, provisioned: tally.provisioned - volume.size };
-        let stays = record.snapshots.iter().any(|mark| mark.phase() != SnapshotPhase::Going);
-        if stays {
+        let retention_s = if request.now { 0 } else { self.retention_of(&volume) };
+        if retention_s > 0 {
+            let trashed = Some(self.put_in_trash(turn, record, retention_s));
+            return Ok(DeleteVolumeReply { existed: true, trashed });
+        }
+        self.destroy(turn, record)?;
+        Ok(DeleteVolumeReply { existed: true, trashed: None })
+    }
+
+    /// The volume is gone, its data as soon as every primary has removed it; where it has snapshots, when those have gone.
+    /// Its name was taken from it before.
+    pub(crate) fn destroy(&mut self, turn: &mut Turn<'_>, mut record: VolumeRecord) -> Outcome<()> {
+        let volume = shown(&record);
+        self.tallies.entry(PoolId(volume.pool)).or_default().remove(&volume);
+        if volume.snapshots > 0 {
             record.retired = true;
             self.write_volume(turn, &record);
         } else {
             self.purge_volume(turn, &mut record);
         }
         // What a retired volume's snapshots read they hold themselves.
-        self.unpin(turn, &volume.parents)?;
-        Ok(DeleteVolumeReply { existed: true })
+        self.unpin(turn, &volume.parents)
     }
 
     /// Nobody needs anything of it any more.
@@ -328,15 +357,6 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-pub(crate) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
-    let long = |(key, value): (&String, &String)| key.len() > LABEL_BYTES || value.len() > LABEL_BYTES;
-    if labels.len() > LABELS || labels.iter().any(long) {
-        let message = format!("there may be at most {LABELS} labels of at most {LABEL_BYTES} bytes");
-        return Err(Refusal::invalid(message));
-    }
-    Ok(())
-}
-
 fn source_id(source: &SnapshotRecord) -> u64 {
     source.snapshot.as_ref().map_or(0, |snapshot| snapshot.id)
 }
@@ -358,6 +378,10 @@ fn check_same(
         "it was made of something else".to_owned()
     } else if existing.labels != request.labels {
         "its labels are others".to_owned()
+    } else if existing.retention_s != request.retention_s {
+        "it is kept for another time once it is deleted".to_owned()
+    } else if existing.limits.unwrap_or_default() != request.limits.unwrap_or_default() {
+        "its limits are others".to_owned()
     } else {
         return Ok(());
     };

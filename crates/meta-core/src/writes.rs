@@ -52,10 +52,19 @@ impl Machine {
         self.map.pools.insert(pool.id, pool);
     }
 
+    pub(crate) fn note_publications(&mut self, record: &VolumeRecord) {
+        let id = VolumeId(record.volume.as_ref().map_or(0, |volume| volume.id));
+        match record.publications.is_empty() {
+            true => self.published.remove(&id),
+            false => self.published.insert(id, record.publications.iter().map(|p| p.node.clone()).collect()),
+        };
+    }
+
     /// Also brings the map's fence in line with the record.
     pub(crate) fn write_volume(&mut self, turn: &mut Turn<'_>, record: &VolumeRecord) {
         let id = VolumeId(record.volume.as_ref().map_or(0, |volume| volume.id));
         record::store(&mut turn.state, keys::volume(id), record);
+        self.note_publications(record);
         let fence = volume::fence_of(record);
         if fence.as_ref() != self.map.volumes.get(&id) {
             turn.touched.volumes.insert(id);

@@ -16,12 +16,13 @@ use cairn_proto::etcdserverpb::{
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    AttachMode, AttachRequest, ChangePgsRequest, CommandError, CreatePoolRequest, CreateSnapshotRequest,
-    CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, DetachRequest, DownEvidence, FinishSnapshot,
-    InitCluster, LeaseExpire, ListVolumesRequest, Location, LogPoint, OsdReports, PgChange, PgId, Pool,
-    PublishVolumeRequest, RegisterNodeRequest, RemoveOsd, ReportDownRequest, ReportDrainedRequest, ReportOsdRequest,
-    ReportPurgedRequest, ResizeVolumeRequest, SetOsdPlaced, SnapshotRef, UnpublishVolumeRequest, Volume, VolumeRef,
-    snapshot_ref, volume_ref,
+    AttachMode, AttachRequest, ChangePgsRequest, ChangePoolRequest, ChangeVolumeRequest, CommandError,
+    CreatePoolRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeReply,
+    DeleteVolumeRequest, DetachRequest, DownEvidence, FinishSnapshot, InitCluster, LeaseExpire, ListVolumesRequest,
+    Location, LogPoint, OsdReports, PgChange, PgId, Pool, PublishVolumeRequest, PurgeTrashRequest, RegisterNodeRequest,
+    RemoveOsd, ReportDownRequest, ReportDrainedRequest, ReportOsdRequest, ReportPurgedRequest, ResizeVolumeRequest,
+    SetOsdPlaced, SnapshotRef, UndeleteVolumeRequest, UnpublishVolumeRequest, Volume, VolumeLimits, VolumeRef,
+    purge_trash_request::What, snapshot_ref, volume_ref,
 };
 use cairn_proto::mvccpb::{Event, KeyValue};
 use cairn_types::map::PgConfig;
@@ -111,6 +112,12 @@ pub(crate) fn number(text: &str) -> u64 {
         _ => (text, 0),
     };
     if digits.is_empty() { 0 } else { digits.parse::<u64>().unwrap() << power }
+}
+
+/// Whatever a line sets besides these keys.
+fn labels(line: &Line<'_>, others: &[&str]) -> BTreeMap<String, String> {
+    let labels = line.values.iter().filter(|(key, _)| !others.contains(key));
+    labels.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 fn osds(cluster: &Cluster, names: &str) -> Vec<u32> {
@@ -279,6 +286,8 @@ fn look(cluster: &mut Cluster, line: &Line<'_>) -> Option<String> {
                 page_size: line.number("page") as u32,
                 page_token: line.value("token").into(),
                 pool: line.value("pool").into(),
+                labels: labels(line, &["page", "token", "pool"]),
+                trash: line.has("trash"),
             };
             match query::volumes(&cluster.machine, &cluster.state, &request) {
                 Ok(reply) => {
@@ -307,7 +316,9 @@ fn look(cluster: &mut Cluster, line: &Line<'_>) -> Option<String> {
             .iter()
             .map(|(id, fence)| {
                 let purging = if fence.purging { " purging" } else { "" };
-                format!("{id} {:?} read-only {:?}{purging}\n", fence.generations, fence.read_only)
+                let limited = fence.limits != cairn_types::volume::VolumeLimits::default();
+                let limits = if limited { format!(" {:?}", fence.limits) } else { String::new() };
+                format!("{id} {:?} read-only {:?}{purging}{limits}\n", fence.generations, fence.read_only)
             })
             .collect(),
         "get" => {
@@ -441,6 +452,12 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
                 .into_iter()
                 .collect(),
             source: line.values.get("from").map(|name| snapshot_by(name)),
+            retention_s: line.values.get("keep").map(|seconds| number(seconds)),
+            limits: Some(VolumeLimits {
+                iops: line.number("iops"),
+                bandwidth: line.number("bandwidth"),
+                burst_s: line.number("burst") as u32,
+            }),
         }),
         "snap" | "snap-of-clone" => Payload::CreateSnapshot(CreateSnapshotRequest {
             mutation: None,
@@ -470,7 +487,46 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
         "resize" => {
             Payload::ResizeVolume(ResizeVolumeRequest { mutation: None, volume: by(name), size: line.number("size") })
         }
-        "delete" => Payload::DeleteVolume(DeleteVolumeRequest { mutation: None, volume: by(name) }),
+        "delete" => {
+            let request = DeleteVolumeRequest { mutation: None, volume: by(name), now: line.has("now") };
+            Payload::DeleteVolume(request)
+        }
+        "undelete" => Payload::UndeleteVolume(UndeleteVolumeRequest {
+            mutation: None,
+            volume: by(name),
+            name: line.value("name").into(),
+        }),
+        "purge" => Payload::PurgeTrash(PurgeTrashRequest {
+            mutation: None,
+            what: match name {
+                "all" => Some(What::All(true)),
+                "expired" => Some(What::Expired(true)),
+                "" => None,
+                _ => by(name).map(What::Volume),
+            },
+        }),
+        "allow" => {
+            let of = |key: &str| line.values.get(key).map(|text| number(text));
+            let (quota, max_volumes, retention_s) = (of("quota"), of("volumes"), of("keep"));
+            Payload::ChangePool(ChangePoolRequest {
+                mutation: None,
+                pool: name.into(),
+                quota,
+                max_volumes,
+                retention_s,
+            })
+        }
+        "change" => Payload::ChangeVolume(ChangeVolumeRequest {
+            mutation: None,
+            volume: by(name),
+            name: line.value("name").into(),
+            labels: labels(line, &["name", "keep", "iops", "bandwidth", "burst"]),
+            iops: line.values.get("iops").map(|text| number(text)),
+            bandwidth: line.values.get("bandwidth").map(|text| number(text)),
+            burst_s: line.values.get("burst").map(|text| number(text) as u32),
+            retention_s: line.values.get("keep").map(|seconds| number(seconds)),
+            remove_labels: line.words[2..].iter().filter_map(|word| word.strip_suffix('-')).map(Into::into).collect(),
+        }),
         "purged" => Payload::ReportPurged(ReportPurgedRequest {
             mutation: None,
             reporter: cluster.osd(line.value("by")),
@@ -483,6 +539,7 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
         "node" => Payload::RegisterNode(RegisterNodeRequest {
             mutation: None,
             name: name.into(),
+            max_volumes: line.number("most") as u32,
             location: line.values.get("host").map(|host| Location { host: (*host).into(), ..Default::default() }),
         }),
         "publish" => Payload::PublishVolume(PublishVolumeRequest {
@@ -555,6 +612,13 @@ fn volume(volume: &Volume) -> String {
     if !volume.published_nodes.is_empty() {
         write!(text, " published={}", volume.published_nodes.join(",")).unwrap();
     }
+    if let Some(limits) = volume.limits {
+        write!(text, " iops={} bandwidth={} burst={}", limits.iops, limits.bandwidth, limits.burst_s).unwrap();
+    }
+    if let Some(trashed) = volume.trashed {
+        write!(text, " in the trash from {} to {}", trashed.deleted_at_s, trashed.expires_at_s).unwrap();
+    }
+    volume.labels.iter().for_each(|(key, value)| write!(text, " {key}={value}").unwrap());
     text
 }
 
@@ -607,7 +671,18 @@ fn told(cluster: &Cluster, result: Result<Answer, CommandError>) -> String {
             format!("pool {} pgs={} min_size={}", pool.id, pool.pg_count, pool.min_size)
         }
         Answer::CreateVolume(reply) => volume(&reply.volume.unwrap()) + if reply.existed { " (existed)" } else { "" },
+        Answer::ChangePool(reply) => {
+            let rules = reply.rules.unwrap();
+            format!("quota={} volumes={} keep={}", rules.quota, rules.max_volumes, rules.retention_s)
+        }
         Answer::ResizeVolume(reply) => volume(&reply.volume.unwrap()),
+        Answer::ChangeVolume(reply) => volume(&reply.volume.unwrap()),
+        Answer::DeleteVolume(DeleteVolumeReply { trashed: Some(trashed), .. }) => volume(&trashed),
+        Answer::UndeleteVolume(reply) => volume(&reply.volume.unwrap()),
+        Answer::PurgeTrash(reply) => {
+            let ids: Vec<u64> = reply.purged.iter().map(|volume| volume.id).collect();
+            format!("purged {ids:?}{}", if reply.more { ", and there is more" } else { "" })
+        }
         Answer::DeleteVolume(reply) => if reply.existed { "deleted" } else { "there was none" }.into(),
         Answer::Attach(reply) => {
             format!("g{} at e{}: {}", reply.generation, reply.epoch, volume(&reply.volume.unwrap()))

@@ -152,8 +152,8 @@ pub enum Output {
         at: Position,
         /// As given to [`Node::propose`], where it was this life of this member that proposed it.
         ticket: Option<Ticket>,
-        /// What it did and answers.
-        applied: Applied,
+        /// What it did and answers; large beside the others.
+        applied: Box<Applied>,
     },
     /// The read may be executed on the present state.
     ReadReady {

@@ -265,7 +265,7 @@ impl Leader {
             }
             self.report_silent(osd_silence).await;
             if let Some(payload) = tended.due(&self.gateway).await {
-                self.tell("tend placement", payload).await;
+                self.tell("tend placement and the trash", payload).await;
             }
             self.begin_cluster().await;
             self.tend_members().await;

@@ -1,10 +1,12 @@
-//! What the leader asks for about placement by itself: OSDs that have been down for too long go out, and uneven PGs are
-//! evened out, a few at a time. Whether it is time is `meta-core`'s to say; here is only when it is asked.
+//! What the leader asks for by itself: OSDs that have been down for too long go out, uneven PGs are evened out, a few at
+//! a time, and what has been in the trash for long enough is purged. Whether it is time is `meta-core`'s to say; here is only when it is asked.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cairn_meta_core::moves;
+use cairn_meta_core::{moves, trash};
+use cairn_proto::meta::PurgeTrashRequest;
 use cairn_proto::meta::command::Payload;
+use cairn_proto::meta::purge_trash_request::What;
 use cairn_types::Epoch;
 use tokio::time::Instant;
 
@@ -32,9 +34,13 @@ impl Tended {
         let even = self.even;
         let answer = gateway.local(move |machine, _| {
             let epoch = machine.map().epoch;
-            (epoch, moves::due(machine, now_s, even != Some(epoch)))
+            let expired = trash::is_due(machine, now_s);
+            (epoch, expired, if expired { None } else { moves::due(machine, now_s, even != Some(epoch)) })
         });
-        let (epoch, due) = answer.await.ok()?;
+        let (epoch, expired, due) = answer.await.ok()?;
+        if expired {
+            return Some(Payload::PurgeTrash(PurgeTrashRequest { mutation: None, what: Some(What::Expired(true)) }));
+        }
         self.even = due.is_none().then_some(epoch);
         due.map(Payload::ChangePlacement)
     }

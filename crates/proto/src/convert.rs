@@ -9,7 +9,7 @@ use cairn_types::map::{
     VolumeFence,
 };
 use cairn_types::peer::LogPoint;
-use cairn_types::volume::{AttachMode, Attachment, Volume, VolumeSpec};
+use cairn_types::volume::{AttachMode, Attachment, Volume, VolumeLimits, VolumeSpec};
 use cairn_types::{
     ConfVersion, Epoch, Generation, Incarnation, NodeName, OsdId, PgId, PoolId, SessionId, SnapId, Version, VolumeId,
 };
@@ -254,6 +254,7 @@ impl From<(VolumeId, &VolumeFence)> for meta::VolumeFence {
             read_only: fence.read_only.iter().map(|g| g.0).collect(),
             purging: fence.purging,
             snapshots: fence.snapshots.iter().map(|(id, phase)| snapshot_mark(*id, *phase)).collect(),
+            limits: Some(fence.limits.into()).filter(|limits| *limits != meta::VolumeLimits::default()),
         }
     }
 }
@@ -266,6 +267,7 @@ impl From<meta::VolumeFence> for (VolumeId, VolumeFence) {
             read_only: fence.read_only.into_iter().map(Generation).collect(),
             purging: fence.purging,
             snapshots: fence.snapshots.iter().map(|mark| (SnapId(mark.id), snap_phase(mark.phase()))).collect(),
+            limits: fence.limits.unwrap_or_default().into(),
         };
         (VolumeId(fence.volume), config)
     }
@@ -289,6 +291,18 @@ pub fn snap_phase(phase: meta::SnapshotPhase) -> SnapPhase {
         meta::SnapshotPhase::Unspecified | meta::SnapshotPhase::Taking => SnapPhase::Taking,
         meta::SnapshotPhase::Ready => SnapPhase::Ready,
         meta::SnapshotPhase::Going => SnapPhase::Going,
+    }
+}
+
+impl From<VolumeLimits> for meta::VolumeLimits {
+    fn from(limits: VolumeLimits) -> Self {
+        Self { iops: limits.iops, bandwidth: limits.bandwidth, burst_s: limits.burst_s }
+    }
+}
+
+impl From<meta::VolumeLimits> for VolumeLimits {
+    fn from(limits: meta::VolumeLimits) -> Self {
+        Self { iops: limits.iops, bandwidth: limits.bandwidth, burst_s: limits.burst_s }
     }
 }
 
@@ -539,6 +553,7 @@ mod tests {
             read_only: [Generation(4)].into(),
             purging: false,
             snapshots: [(SnapId(2), SnapPhase::Ready), (SnapId(5), SnapPhase::Taking)].into(),
+            limits: VolumeLimits { iops: 100, bandwidth: 1 << 20, burst_s: 5 },
         };
         map.volumes.insert(VolumeId(7), fence);
         map

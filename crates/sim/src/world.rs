@@ -465,7 +465,12 @@ impl World {
         let request = CreatePoolRequest { mutation: None, pool: Some(pool), allow_degraded: false, expected_osds: 0 };
         self.keeper.call(&mut self.bus, Payload::CreatePool(request), Setup::Pool);
         for index in 0..self.clients.len() {
-            let request = RegisterNodeRequest { mutation: None, name: format!("node{index}"), location: None };
+            let request = RegisterNodeRequest {
+                mutation: None,
+                name: format!("node{index}"),
+                location: None,
+                ..Default::default()
+            };
             self.keeper.call(&mut self.bus, Payload::RegisterNode(request), Setup::Node);
         }
     }
@@ -480,12 +485,10 @@ impl World {
             (Some(Setup::Pool), Some(Answer::CreatePool(_))) => {
                 for index in 0..VOLUMES {
                     let request = CreateVolumeRequest {
-                        mutation: None,
                         name: format!("volume{index}"),
                         pool: String::new(),
                         size: BLOCKS * u64::from(BLOCK_SIZE),
-                        labels: Default::default(),
-                        source: None,
+                        ..Default::default()
                     };
                     self.keeper.call(&mut self.bus, Payload::CreateVolume(request), Setup::Volume(index));
                 }
@@ -532,7 +535,7 @@ impl World {
             holder.release(&mut self.bus);
         }
         let volume = Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) });
-        let request = DeleteVolumeRequest { mutation: None, volume };
+        let request = DeleteVolumeRequest { volume, ..Default::default() };
         self.keeper.call(&mut self.bus, Payload::DeleteVolume(request), Setup::Delete);
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::peer::LogPoint;
+use crate::volume::VolumeLimits;
 use crate::{ConfVersion, Epoch, Generation, Incarnation, OsdId, PgId, PoolId, SnapId, VolumeId};
 
 /// Everything an OSD or a client must know to find data and to refuse what is stale.
@@ -263,6 +264,8 @@ pub struct VolumeFence {
     pub purging: bool,
     /// Its snapshots, those that are being taken and those that are going included.
     pub snapshots: BTreeMap<SnapId, SnapPhase>,
+    /// What its holders keep to. OSDs do not look at it.
+    pub limits: VolumeLimits,
 }
 
 /// Where a snapshot stands in its life.

@@ -36,6 +36,17 @@ pub struct Volume {
     pub created_at_s: u64,
 }
 
+/// What a holder of a volume may do. 0: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeLimits {
+    /// Reads, writes and discards a second.
+    pub iops: u64,
+    /// Bytes read and written a second.
+    pub bandwidth: u64,
+    /// What an idle holder saves up, in seconds of both.
+    pub burst_s: u32,
+}
+
 /// How a holder may use the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AttachMode {

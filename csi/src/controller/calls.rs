@@ -13,7 +13,7 @@ use crate::capability::{Access, Capability};
 use crate::capacity::Bounds;
 use crate::error::CsiError;
 use crate::fields::{ATTACH_MODE, checked_name, known, number, present};
-use crate::parameters::Parameters;
+use crate::parameters::{Changes, Parameters};
 use crate::turns::Turns;
 
 pub(super) type Outcome<T> = Result<T, CsiError>;
@@ -29,7 +29,7 @@ impl Calls {
         let name = checked_name(&request.name)?;
         let capabilities = Capability::parse_all(&request.volume_capabilities)?;
         let wanted = Parameters::parse(&request.parameters)?;
-        Parameters::refuse_mutable(&request.mutable_parameters)?;
+        let limits = limits(Changes::parse(&request.mutable_parameters)?);
         let bounds = Bounds::of(request.capacity_range.as_ref())?;
         let least = capabilities.iter().map(Capability::least).max().unwrap_or_default();
         let source = request.volume_content_source;
@@ -47,14 +47,15 @@ impl Calls {
             Some(content) if wanted.is_silent() => content.snapshot.pool_name.clone(),
             _ => self.pool(&wanted).await?,
         };
-        let labels = wanted.labels.into_iter().collect();
         let create = meta::CreateVolumeRequest {
-            mutation: None,
             name: name.to_owned(),
             pool,
             size,
-            labels,
+            labels: wanted.labels.into_iter().collect(),
+            retention_s: wanted.retention_s,
+            limits,
             source: content.as_ref().map(Content::reference),
+            ..Default::default()
         };
         let volume = match self.meta.create_volume(create.clone()).await {
             Ok(reply) => reply.volume.ok_or(CsiError::Unreadable("volume"))?,
@@ -109,6 +110,10 @@ impl Calls {
             format!("it is in pool `{}` and not in `{}`", volume.pool_name, wanted.pool)
         } else if volume.parents.first().map(|parent| parent.snapshot) != source_of(wanted) {
             "it was made of something else".to_owned()
+        } else if volume.limits != wanted.limits {
+            "its limits are others".to_owned()
+        } else if volume.retention_s != wanted.retention_s {
+            "it is kept for another time once it is deleted".to_owned()
         } else {
             return Ok(volume);
         };
@@ -120,7 +125,7 @@ impl Calls {
         let _turn = self.turns.take(text).await;
         // An id that is none was never given out: whatever it meant is gone.
         if let Some(volume) = number(text) {
-            let request = meta::DeleteVolumeRequest { mutation: None, volume: Some(by_id(volume)) };
+            let request = meta::DeleteVolumeRequest { volume: Some(by_id(volume)), ..Default::default() };
             match self.meta.delete_volume(request).await {
                 Err(error) if !error.is_not_found() => return Err(error.into()),
                 _ => {}
@@ -181,8 +186,8 @@ impl Calls {
         if let Err(error) = Capability::parse_all(&request.volume_capabilities) {
             return Ok(refused(error.to_string()));
         }
-        let parameters = Parameters::parse(&request.parameters).map(drop);
-        if let Err(error) = parameters.and_then(|()| Parameters::refuse_mutable(&request.mutable_parameters)) {
+        let parameters = Parameters::parse(&request.parameters);
+        if let Err(error) = parameters.and_then(|_| Changes::parse(&request.mutable_parameters)) {
             return Ok(refused(error.to_string()));
         }
         let confirmed = csi::validate_volume_capabilities_response::Confirmed {
@@ -198,7 +203,7 @@ impl Calls {
         let negative = |_| CsiError::Capacity(crate::capacity::CapacityError::Negative(request.max_entries.into()));
         let page_size = u32::try_from(request.max_entries).map_err(negative)?;
         let page_token = request.starting_token.clone();
-        let list = meta::ListVolumesRequest { page_size, page_token, pool: String::new() };
+        let list = meta::ListVolumesRequest { page_size, page_token, ..meta::ListVolumesRequest::default() };
         let reply = self.meta.list_volumes(list).await.map_err(|error| match error.code() {
             Code::InvalidArgument | Code::OutOfRange | Code::NotFound if !request.starting_token.is_empty() => {
                 CsiError::PageToken(request.starting_token.clone())
@@ -270,12 +275,40 @@ impl Calls {
         Ok(csi::ControllerExpandVolumeResponse { capacity_bytes: signed(volume.size), node_expansion_required })
     }
 
+    /// Limits reach whoever holds the volume by the map: the node is not asked.
+    pub(super) async fn modify(
+        &self,
+        request: csi::ControllerModifyVolumeRequest,
+    ) -> Outcome<csi::ControllerModifyVolumeResponse> {
+        let text = present("volume_id", &request.volume_id)?;
+        let Changes { iops, bandwidth, burst_s } = Changes::parse(&request.mutable_parameters)?;
+        let id = known(text)?;
+        let _turn = self.turns.take(text).await;
+        let volume = Some(by_id(id));
+        let change = meta::ChangeVolumeRequest { volume, iops, bandwidth, burst_s, ..Default::default() };
+        match self.meta.change_volume(change).await {
+            Err(error) if error.is_not_found() => Err(CsiError::NoVolume(text.to_owned())),
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(csi::ControllerModifyVolumeResponse {}),
+        }
+    }
+
     async fn volume(&self, id: VolumeId) -> Outcome<meta::Volume> {
         self.meta.volume(id).await.map_err(|error: MetaError| match error.is_not_found() {
             true => CsiError::NoVolume(id.0.to_string()),
             false => error.into(),
         })
     }
+}
+
+/// The limits of a new volume; none where nothing is asked for.
+fn limits(changes: Changes) -> Option<meta::VolumeLimits> {
+    let limits = meta::VolumeLimits {
+        iops: changes.iops.unwrap_or(0),
+        bandwidth: changes.bandwidth.unwrap_or(0),
+        burst_s: changes.burst_s.unwrap_or(0),
+    };
+    Some(limits).filter(|limits| *limits != meta::VolumeLimits::default())
 }
 
 fn by_id(volume: VolumeId) -> meta::VolumeRef {

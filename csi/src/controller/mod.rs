@@ -24,7 +24,6 @@ use tonic::{Request, Response, Status};
 pub(crate) use pools::PoolError;
 
 use crate::call;
-use crate::error::CsiError;
 use crate::turns::Turns;
 use calls::Calls;
 
@@ -134,6 +133,7 @@ impl Controller for ControllerService {
             rpc::Type::ListSnapshots,
             rpc::Type::GetSnapshot,
             rpc::Type::CloneVolume,
+            rpc::Type::ModifyVolume,
         ];
         let capability =
             |able: rpc::Type| ControllerServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: able.into() })) };
@@ -177,8 +177,8 @@ impl Controller for ControllerService {
 
     async fn controller_modify_volume(
         &self,
-        _: Request<ControllerModifyVolumeRequest>,
+        request: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
-        Err(CsiError::Unsupported("this version changes nothing of a volume but its size").into())
+        forward!(self, request, modify, volume_id)
     }
 }

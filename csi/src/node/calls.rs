@@ -11,7 +11,7 @@ use cairn_types::volume::AttachMode;
 use super::attach::Attach;
 use super::mounts::{self, Mount};
 use super::probe::{Found, probe};
-use super::{NodeError, format, stats};
+use super::{NodeError, format, ownership, stats};
 use crate::capability::{Access, Capability};
 use crate::error::CsiError;
 use crate::fields::{ATTACH_MODE, known, number, present};
@@ -37,9 +37,14 @@ impl Calls {
         let _turn = self.turns.take(text).await;
         let exported = self.attach.export(volume, mode, &self.request_id).await?;
         let device = device_of(&exported)?;
-        if let Access::Mount { filesystem, flags } = capability.access {
+        if let Access::Mount { filesystem, flags, group } = capability.access {
             let wish = Wish { filesystem, flags, read_only: mode == AttachMode::ReadOnly };
-            blocking(move || stage_filesystem(&device, exported.size, &point, &wish)).await?;
+            let group = group.filter(|_| !wish.read_only);
+            blocking(move || {
+                stage_filesystem(&device, exported.size, &point, &wish)?;
+                group.map_or(Ok(()), |group| ownership::give(&point, group))
+            })
+            .await?;
         }
         Ok(csi::NodeStageVolumeResponse {})
     }
@@ -71,8 +76,9 @@ impl Calls {
         let single = capability.mode == Mode::SingleNodeSingleWriter;
         let _turn = self.turns.take(text).await;
         match capability.access {
-            Access::Mount { .. } => {
-                blocking(move || publish_filesystem(&staged, &target, read_only, single)).await?;
+            Access::Mount { group, .. } => {
+                let group = group.filter(|_| !read_only);
+                blocking(move || publish_filesystem(&staged, &target, read_only, single, group)).await?;
             }
             Access::Block => {
                 let exported = self.attach.find(volume).await?.ok_or(NodeError::NotStaged(staged))?;
@@ -177,9 +183,9 @@ fn stage_filesystem(device: &Path, size: u64, point: &Path, wish: &Wish) -> Resu
     let (kind, bytes) = prepare(device, size, wish, in_use)?;
     mounts::mount(device, point, kind, &wish.flags, wish.read_only)
         .map_err(|error| not_mounted(kind, device, error))?;
-    if kind == Filesystem::Xfs && bytes < size && !wish.read_only && !in_use {
+    if kind.grows_only_mounted() && bytes < size && !wish.read_only && !in_use {
         tracing::info!(device = %device.display(), bytes, size, "growing the filesystem");
-        return format::grow_xfs(point).inspect_err(|_| {
+        return format::grow_mounted(kind, point).inspect_err(|_| {
             // Staged is only what has its size: the next call shall try again.
             drop(mounts::unmount_all(point));
         });
@@ -214,16 +220,26 @@ fn prepare(device: &Path, size: u64, wish: &Wish, in_use: bool) -> Result<(Files
     Ok((kind, bytes))
 }
 
-/// xfs replays its journal and checks itself when it is mounted; it has no check before.
+/// xfs and btrfs replay their logs and check themselves when they are mounted; they have no check before that would be
+/// quick, or could do more.
 fn not_mounted(kind: Filesystem, device: &Path, error: std::io::Error) -> NodeError {
     let damage = [rustix::io::Errno::UCLEAN, rustix::io::Errno::BADMSG].map(|damage| Some(damage.raw_os_error()));
-    if kind == Filesystem::Xfs && damage.contains(&error.raw_os_error()) {
-        return NodeError::Damaged { device: device.to_owned(), tool: "xfs_repair", report: error.to_string() };
+    let damaged = |tool| NodeError::Damaged { device: device.to_owned(), tool, report: error.to_string() };
+    match kind {
+        Filesystem::Xfs if damage.contains(&error.raw_os_error()) => return damaged("xfs_repair"),
+        Filesystem::Btrfs if damage.contains(&error.raw_os_error()) => return damaged("btrfs check"),
+        _ => {}
     }
     NodeError::system("mounting the volume", device)(error)
 }
 
-fn publish_filesystem(staged: &Path, target: &Path, read_only: bool, single: bool) -> Result<(), NodeError> {
+fn publish_filesystem(
+    staged: &Path,
+    target: &Path,
+    read_only: bool,
+    single: bool,
+    group: Option<u32>,
+) -> Result<(), NodeError> {
     let table = |path| NodeError::system("reading the mount table", path);
     let source =
         mounts::at(staged).map_err(table(staged))?.filter(|mount| Filesystem::named(&mount.filesystem).is_some());
@@ -240,6 +256,9 @@ fn publish_filesystem(staged: &Path, target: &Path, read_only: bool, single: boo
         if let Some(other) = other {
             return Err(NodeError::SingleWriter(other.point));
         }
+    }
+    if let Some(group) = group.filter(|_| !source.read_only) {
+        ownership::give(staged, group)?;
     }
     std::fs::create_dir_all(target).map_err(NodeError::system("making the target path", target))?;
     mounts::bind(staged, target, read_only).map_err(NodeError::system("mounting at the target path", target))
@@ -273,11 +292,11 @@ fn grow_mounted(device: &Path, size: u64, mount: &Mount) -> Result<(), NodeError
         Found::Filesystem { bytes, .. } if bytes.next_multiple_of(4096) >= size => Ok(()),
         Found::Filesystem { kind: Filesystem::Ext4, .. } if !super::grows_mounted() => Err(NodeError::CannotGrow),
         Found::Filesystem { kind: Filesystem::Ext4, .. } => format::grow(device),
-        Found::Filesystem { kind: Filesystem::Xfs, .. } => {
+        Found::Filesystem { kind: kind @ (Filesystem::Xfs | Filesystem::Btrfs), .. } => {
             // Where it is published read-only it cannot grow, where it is staged it can.
             let all = mounts::table().map_err(NodeError::system("reading the mount table", &mount.point))?;
             let writable = all.into_iter().find(|found| found.source == device && !found.read_only);
-            format::grow_xfs(&writable.as_ref().unwrap_or(mount).point)
+            format::grow_mounted(kind, &writable.as_ref().unwrap_or(mount).point)
         }
         _ => Err(format::foreign(device, "something else than the mounted filesystem")),
     }

@@ -78,6 +78,11 @@ fn filesystem_of(size: u64, filesystem: Filesystem) -> Result<File, NodeError> {
             command.args(["-q", "-f", "-K", "-b", "size=4096", "-s", "size=4096", "-l", XFS_LOG]);
             command
         }
+        Filesystem::Btrfs => {
+            let mut command = Command::new("mkfs.btrfs");
+            command.args(["-q", "-f", "-K", "-s", "4096"]);
+            command
+        }
     };
     run(command.arg(path)).map(|_| image)
 }
@@ -120,9 +125,13 @@ pub(super) fn grow(device: &Path) -> Result<(), NodeError> {
     run(Command::new("resize2fs").arg(device)).map(drop)
 }
 
-/// Has an xfs filesystem take up its device. It can only do so mounted, and for writing.
-pub(super) fn grow_xfs(point: &Path) -> Result<(), NodeError> {
-    run(Command::new("xfs_growfs").arg(point)).map(drop)
+/// Has a filesystem take up its device that can only do so mounted, and for writing.
+pub(super) fn grow_mounted(kind: Filesystem, point: &Path) -> Result<(), NodeError> {
+    match kind {
+        Filesystem::Btrfs => run(Command::new("btrfs").args(["-q", "filesystem", "resize", "max"]).arg(point)),
+        _ => run(Command::new("xfs_growfs").arg(point)),
+    }
+    .map(drop)
 }
 
 struct Ended {
@@ -153,7 +162,11 @@ fn run_to_code(command: &mut Command) -> Result<Ended, NodeError> {
 }
 
 fn package_of(tool: &str) -> &'static str {
-    if tool.contains("xfs") { "xfsprogs" } else { "e2fsprogs" }
+    match tool {
+        tool if tool.contains("btrfs") => "btrfs-progs",
+        tool if tool.contains("xfs") => "xfsprogs",
+        _ => "e2fsprogs",
+    }
 }
 
 impl From<ProbeError> for NodeError {
@@ -174,7 +187,8 @@ mod tests {
 
     #[test]
     fn a_format_is_whole_or_known_to_be_unfinished_at_every_step() {
-        for (kind, size) in [(Filesystem::Ext4, 64 << 20), (Filesystem::Xfs, Filesystem::Xfs.least())] {
+        let least = |kind: Filesystem| (kind, kind.least());
+        for (kind, size) in [(Filesystem::Ext4, 64 << 20), least(Filesystem::Xfs), least(Filesystem::Btrfs)] {
             let file = device(size);
             let image = filesystem_of(size, kind).unwrap();
             let mut mark = vec![0; 4096];
@@ -187,6 +201,9 @@ mod tests {
             assert_eq!(probe(file.path()).unwrap(), Found::Filesystem { kind, bytes: size });
             match kind {
                 Filesystem::Ext4 => check(file.path(), true).unwrap(),
+                Filesystem::Btrfs => {
+                    drop(run(Command::new("btrfs").args(["check", "--readonly"]).arg(file.path())).unwrap());
+                }
                 Filesystem::Xfs => drop(run(Command::new("xfs_repair").args(["-n", "-f"]).arg(file.path())).unwrap()),
             }
             let again = format(file.path(), kind).unwrap_err().to_string();
@@ -206,9 +223,11 @@ mod tests {
         check(file.path(), true).unwrap();
         grow(file.path()).unwrap();
         assert_eq!(probe(file.path()).unwrap(), Found::Filesystem { kind: Filesystem::Ext4, bytes: 2 << 30 });
-        let large = device(1 << 42);
-        format(large.path(), Filesystem::Xfs).unwrap();
-        assert!(used(&large) < 80 << 20, "{} bytes of metadata for 4 TiB", used(&large));
+        for kind in [Filesystem::Xfs, Filesystem::Btrfs] {
+            let large = device(1 << 42);
+            format(large.path(), kind).unwrap();
+            assert!(used(&large) < 80 << 20, "{} bytes of metadata for 4 TiB of {kind}", used(&large));
+        }
     }
 
     #[test]
@@ -225,6 +244,8 @@ mod tests {
     fn a_missing_program_is_named_with_its_package() {
         let error = run(&mut Command::new("mkfs.no-such")).unwrap_err().to_string();
         assert!(error.contains("mkfs.no-such") && error.contains("e2fsprogs"), "{error}");
+        let error = run(&mut Command::new("no-such-btrfs")).unwrap_err().to_string();
+        assert!(error.contains("btrfs-progs"), "{error}");
         let error = run(&mut Command::new("no-such-xfs")).unwrap_err().to_string();
         assert!(error.contains("no-such-xfs") && error.contains("xfsprogs"), "{error}");
     }

@@ -6,6 +6,7 @@ mod calls;
 mod error;
 mod format;
 mod mounts;
+mod ownership;
 mod probe;
 mod stats;
 
@@ -121,6 +122,7 @@ impl Node for NodeService {
             rpc::Type::VolumeCondition,
         ];
         able.extend(grows_mounted().then_some(rpc::Type::ExpandVolume));
+        able.extend(ownership::is_possible().then_some(rpc::Type::VolumeMountGroup));
         let capability =
             |able: rpc::Type| NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: able.into() })) };
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: able.into_iter().map(capability).collect() }))

@@ -81,6 +81,7 @@ pub(super) fn mount(
         own.push(match kind {
             Filesystem::Ext4 => "noload",
             Filesystem::Xfs => "norecovery",
+            Filesystem::Btrfs => "rescue=nologreplay",
         });
     }
     if kind == Filesystem::Xfs {

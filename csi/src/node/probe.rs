@@ -75,6 +75,9 @@ fn judge(head: &[u8], start: u64, tail: &[u8]) -> Found {
     if let Some(bytes) = xfs_bytes(head) {
         return Found::Filesystem { kind: Filesystem::Xfs, bytes };
     }
+    if let Some(bytes) = btrfs_bytes(head) {
+        return Found::Filesystem { kind: Filesystem::Btrfs, bytes };
+    }
     if let Some(name) = known(head) {
         return foreign(name);
     }
@@ -114,11 +117,20 @@ fn xfs_bytes(head: &[u8]) -> Option<u64> {
     blocks.checked_mul(u64::from(block)).filter(|_| sane)
 }
 
+/// The size of a btrfs filesystem that has this device alone, by its superblock (btrfs-dev-docs, "On-disk format"): 64 KiB
+/// from the start, little-endian.
+fn btrfs_bytes(head: &[u8]) -> Option<u64> {
+    let superblock = head.get(0x10000..0x11000)?;
+    let u64_at = |at: usize| u64::from_le_bytes(superblock[at..at + 8].try_into().expect("eight bytes"));
+    let alone = u64_at(0x88) == 1 && u64_at(0x30) == 0x10000;
+    (superblock[0x40..0x48] == *b"_BHRfS_M" && alone).then(|| u64_at(0x70)).filter(|bytes| *bytes != 0)
+}
+
 /// Others, by the signature at their place.
 fn known(head: &[u8]) -> Option<&'static str> {
     let signatures: [(usize, &[u8], &str); 10] = [
         (0, b"XFSB", "an unfinished or broken xfs filesystem"),
-        (0x10040, b"_BHRfS_M", "a btrfs filesystem"),
+        (0x10040, b"_BHRfS_M", "a broken btrfs filesystem, or one of several devices"),
         (0, b"LUKS\xba\xbe", "an encrypted (LUKS) volume"),
         (4086, b"SWAPSPACE2", "swap space"),
         (512, b"LABELONE", "an LVM physical volume"),
@@ -171,7 +183,14 @@ mod tests {
         assert_eq!(found(&[(0, xfs)]), Found::Filesystem { kind: Filesystem::Xfs, bytes: 8 << 20 });
         assert_eq!(what(&[(0, xfs), (126, &[1])]), "an unfinished or broken xfs filesystem");
         assert_eq!(what(&[(0, b"XFSB")]), "an unfinished or broken xfs filesystem");
-        assert_eq!(what(&[(0x10040, b"_BHRfS_M")]), "a btrfs filesystem");
+        let number = |n: u64| n.to_le_bytes();
+        let btrfs = |devices: u64| {
+            let [at, bytes, devices] = [0x10000, 8 << 20, devices].map(number);
+            found(&[(0x10030, &at), (0x10040, b"_BHRfS_M"), (0x10070, &bytes), (0x10088, &devices)])
+        };
+        assert_eq!(btrfs(1), Found::Filesystem { kind: Filesystem::Btrfs, bytes: 8 << 20 });
+        assert_eq!(btrfs(2), foreign("a broken btrfs filesystem, or one of several devices"));
+        assert_eq!(what(&[(0x10040, b"_BHRfS_M")]), "a broken btrfs filesystem, or one of several devices");
         assert_eq!(what(&[(510, b"\x55\xaa"), (512, b"EFI PART")]), "a partition table (GPT)");
     }
 

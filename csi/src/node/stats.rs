@@ -134,10 +134,10 @@ fn of_filesystem(path: &Path) -> Vec<csi::VolumeUsage> {
         used: signed(total.saturating_sub(free).saturating_mul(of_one)),
         unit: unit.into(),
     };
-    vec![
-        usage(counted.f_blocks, counted.f_bfree, counted.f_bavail, counted.f_frsize, Unit::Bytes),
-        usage(counted.f_files, counted.f_ffree, counted.f_favail, 1, Unit::Inodes),
-    ]
+    let bytes = usage(counted.f_blocks, counted.f_bfree, counted.f_bavail, counted.f_frsize, Unit::Bytes);
+    // btrfs makes inodes as it needs them, and counts none.
+    let inodes = || usage(counted.f_files, counted.f_ffree, counted.f_favail, 1, Unit::Inodes);
+    std::iter::once(bytes).chain((counted.f_files > 0).then(inodes)).collect()
 }
 
 fn signed(count: u64) -> i64 {

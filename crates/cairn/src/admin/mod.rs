@@ -1,5 +1,8 @@
 //! The administrator's verbs: what the metadata service knows, shown, and the few things an admin asks of it.
 
+mod labels;
+mod limits;
+mod manifest;
 mod meta;
 mod meta_here;
 mod moving;
@@ -10,6 +13,7 @@ mod pool;
 mod restore;
 mod snapshot;
 mod status;
+mod trash;
 mod verify;
 mod volume;
 
@@ -31,6 +35,7 @@ pub(crate) use pg::{PgVerb, run as pg};
 pub(crate) use pool::{PoolVerb, run as pool};
 pub(crate) use snapshot::{SnapshotVerb, run as snapshot};
 pub(crate) use status::{HealthVerb, health, status};
+pub(crate) use trash::{TrashVerb, run as trash};
 pub(crate) use volume::{VolumeVerb, run as volume};
 
 /// Which cluster, and how to print.

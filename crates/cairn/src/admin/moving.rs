@@ -194,8 +194,10 @@ fn plan_json(head: &str, plan: &ChangePlacementReply, took: Option<Duration>) ->
 }
 
 /// Seconds for people.
-fn lasting(seconds: u64) -> String {
+/// A time for people.
+pub(crate) fn lasting(seconds: u64) -> String {
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (h @ 72.., ..) => format!("{} days", h / 24),
         (0, 0, s) => format!("{s} s"),
         (0, m, s) => format!("{m} min {s} s"),
         (h, m, _) => format!("{h} h {m} min"),

@@ -21,14 +21,19 @@ pub(crate) async fn run(verb: NodeVerb, target: &Target) -> Outcome {
     if target.output == Format::Json {
         let nodes: Vec<Value> = nodes
             .iter()
-            .map(|node| json!({"name": node.name, "attached_volumes": node.attached_volumes, "osds": node.osds}))
+            .map(|node| {
+                json!({
+                    "name": node.name, "attached_volumes": node.attached_volumes, "max_volumes": node.max_volumes,
+                    "osds": node.osds,
+                })
+            })
             .collect();
         output::json(&nodes);
         return Ok(());
     }
     let rows = nodes.iter().map(|node| {
         let osds: Vec<String> = node.osds.iter().map(|id| format!("osd-{id}")).collect();
-        vec![node.name.clone(), node.attached_volumes.to_string(), osds.join(" ")]
+        vec![node.name.clone(), format!("{} of {}", node.attached_volumes, node.max_volumes), osds.join(" ")]
     });
     output::table(&["NODE", "ATTACHED VOLUMES", "OSDS"], rows);
     Ok(())

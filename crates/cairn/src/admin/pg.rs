@@ -113,7 +113,11 @@ fn parse_pg(text: &str) -> Result<PgId, String> {
     parsed.ok_or_else(|| format!("`{text}` is not a placement group; they are written as in `cairn pg ls`: 1.3"))
 }
 
-fn parse_period(text: &str) -> Result<u64, String> {
+/// Seconds, as people write them: 12h.
+///
+/// # Errors
+/// A sentence that shows what would be right.
+pub(crate) fn parse_period(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
         "w" => 7 * 24 * 3600,

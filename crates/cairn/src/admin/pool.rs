@@ -1,4 +1,4 @@
-//! `cairn pool`: what there is, a new one, more placement groups for one.
+//! `cairn pool`: what there is, a new one, more placement groups for one, and what is allowed in it.
 
 use cairn_proto::meta;
 use cairn_proto::meta::change_placement_request::Change;
@@ -6,8 +6,8 @@ use cairn_types::map::FailureDomain;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::Target;
 use super::moving::{self, Deed, Way};
+use super::{Target, limits};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::size;
@@ -51,14 +51,23 @@ pub(crate) enum PoolVerb {
         #[arg(long)]
         allow_degraded: bool,
     },
-    /// Give a pool more placement groups: each splits in two until there are so many, while clients go on. There is no
-    /// way back to fewer.
+    /// Change a pool: what is allowed in it, or how many placement groups it has.
     Set {
         /// Which one.
         name: String,
-        /// How many, a power of two.
-        #[arg(long)]
-        pgs: u32,
+        /// So many placement groups, a power of two: each splits in two until there are so many, while clients go on. There
+        /// is no way back to fewer.
+        #[arg(long, conflicts_with_all = ["quota", "max_volumes", "retention"])]
+        pgs: Option<u32>,
+        /// Bytes that all volumes may have together, those in the trash too: 10Ti; `none` for no bound.
+        #[arg(long, value_name = "SIZE|none", value_parser = limits::bytes)]
+        quota: Option<u64>,
+        /// How many volumes there may be, those in the trash too; `none` for no bound.
+        #[arg(long, value_name = "N|none", value_parser = limits::count)]
+        max_volumes: Option<u64>,
+        /// How long a deleted volume that does not say so itself stays in the trash: 24h; `0` for not at all.
+        #[arg(long, value_name = "TIME", value_parser = super::pg::parse_period)]
+        retention: Option<u64>,
         #[command(flatten)]
         way: Way,
     },
@@ -75,7 +84,24 @@ pub(crate) async fn run(verb: PoolVerb, target: &Target) -> Outcome {
                 list(&pools);
             }
         }
-        PoolVerb::Set { name, pgs, way } => {
+        PoolVerb::Set { name, pgs: None, quota, max_volumes, retention, way } => {
+            if (quota, max_volumes, retention) == (None, None, None) {
+                let words = "nothing is to be set; give --quota, --max-volumes, --retention or --pgs";
+                return Err(Failure::new(Code::Failed, words));
+            }
+            if way.dry_run || way.wait {
+                let words = "--dry-run and --wait are for --pgs: what is allowed in a pool moves and deletes nothing";
+                return Err(Failure::new(Code::Failed, words));
+            }
+            let (pool, retention_s) = (name.clone(), retention);
+            let request = meta::ChangePoolRequest { mutation: None, pool, quota, max_volumes, retention_s };
+            let rules = client.change_pool(request).await?.rules.unwrap_or_default();
+            match target.output {
+                Format::Json => output::json(&rules_json(&rules)),
+                Format::Table => println!("pool {name}: {}", rules_shown(&rules)),
+            }
+        }
+        PoolVerb::Set { name, pgs: Some(pgs), way, .. } => {
             let deed = Deed {
                 done: format!("the placement groups of pool {name} split until there are {pgs}"),
                 would: format!("the placement groups of pool {name} would split until there are {pgs}"),
@@ -142,12 +168,34 @@ fn status_json(status: &meta::PoolStatus) -> Value {
     value["degraded_pgs"] = json!(status.degraded_pgs);
     value["misplaced_pgs"] = json!(status.misplaced_pgs);
     value["target_pgs"] = json!(status.target_pgs);
+    value["rules"] = rules_json(&status.rules.unwrap_or_default());
+    value["trashed"] = json!({"volumes": status.trashed, "bytes": status.trashed_bytes});
     value
+}
+
+fn rules_json(rules: &meta::PoolRules) -> Value {
+    json!({"quota": rules.quota, "max_volumes": rules.max_volumes, "retention_s": rules.retention_s})
+}
+
+fn rules_shown(rules: &meta::PoolRules) -> String {
+    let quota = if rules.quota == 0 { "any size".to_owned() } else { size::show(rules.quota) };
+    let volumes = if rules.max_volumes == 0 { "any number of".to_owned() } else { rules.max_volumes.to_string() };
+    let kept = match rules.retention_s {
+        0 => "deleted at once".to_owned(),
+        seconds => format!("kept for {} once they are deleted", moving::lasting(seconds)),
+    };
+    format!("{quota} together, {volumes} volumes, {kept}")
+}
+
+/// `3 of 10`.
+fn bounded(there: String, most: Option<String>) -> String {
+    most.map_or(there.clone(), |most| format!("{there} of {most}"))
 }
 
 fn list(pools: &[meta::PoolStatus]) {
     let rows = pools.iter().map(|status| {
         let pool = status.pool.clone().unwrap_or_default();
+        let rules = status.rules.unwrap_or_default();
         vec![
             pool.name,
             format!("{}/{}", pool.size, pool.min_size),
@@ -164,8 +212,8 @@ fn list(pools: &[meta::PoolStatus]) {
                 status.misplaced_pgs
             ),
             status.target_pgs.to_string(),
-            status.volumes.to_string(),
-            size::show(status.provisioned),
+            bounded(status.volumes.to_string(), (rules.max_volumes > 0).then(|| rules.max_volumes.to_string())),
+            bounded(size::show(status.provisioned), (rules.quota > 0).then(|| size::show(rules.quota))),
             size::show(status.available),
         ]
     });

@@ -61,7 +61,7 @@ impl<S: Store> Node<S> {
             let applied = self.machine.apply(store.state(), at.index, &entry.data)?;
             store.apply(at, &applied.batch)?;
             let ticket = self.ticket_of(entry);
-            self.outputs.push_back(Output::Applied { at, ticket, applied });
+            self.outputs.push_back(Output::Applied { at, ticket, applied: Box::new(applied) });
         }
         self.release_reads();
         Ok(())
@@ -98,7 +98,7 @@ impl<S: Store> Node<S> {
         }
         if let Some(applied) = applied {
             let ticket = self.ticket_of(entry);
-            self.outputs.push_back(Output::Applied { at, ticket, applied });
+            self.outputs.push_back(Output::Applied { at, ticket, applied: Box::new(applied) });
         }
         self.release_reads();
         Ok(())

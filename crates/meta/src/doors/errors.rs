@@ -78,7 +78,7 @@ fn code_of(code: ErrorCode) -> Code {
         | ErrorCode::IdentityMismatch
         | ErrorCode::TooFewDomains
         | ErrorCode::Conflict => Code::FailedPrecondition,
-        ErrorCode::NoSpace | ErrorCode::TooManyReplies => Code::ResourceExhausted,
+        ErrorCode::NoSpace | ErrorCode::TooManyReplies | ErrorCode::QuotaExceeded => Code::ResourceExhausted,
         ErrorCode::OutOfRange => Code::OutOfRange,
         ErrorCode::NotInitialised => Code::Unavailable,
         ErrorCode::SessionExpired | ErrorCode::AlreadyAcked => Code::Aborted,

@@ -12,19 +12,20 @@ use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::meta_server::Meta;
 use cairn_proto::meta::{
     AttachReply, AttachRequest, BackupPiece, BackupRequest, ChangeMemberReply, ChangeMemberRequest, ChangePgsReply,
-    ChangePgsRequest, ChangePlacementReply, ChangePlacementRequest, ChangeSettingsReply, ChangeSettingsRequest,
-    CreatePoolReply, CreatePoolRequest, CreateSnapshotReply, CreateSnapshotRequest, CreateVolumeReply,
-    CreateVolumeRequest, DeleteSnapshotReply, DeleteSnapshotRequest, DeleteVolumeReply, DeleteVolumeRequest,
-    DetachReply, DetachRequest, DownEvidence, ErrorCode, FinishSnapshot, GetSnapshotReply, GetSnapshotRequest,
-    GetVolumeReply, GetVolumeRequest, HealthCheck, HealthReply, HealthRequest, ListNodesReply, ListNodesRequest,
-    ListPgsReply, ListPgsRequest, ListPoolsReply, ListPoolsRequest, ListSnapshotsReply, ListSnapshotsRequest,
-    ListVolumesReply, ListVolumesRequest, MapUpdate, Member, MemberRecord, Mutation, MuteHealthReply,
-    MuteHealthRequest, OrderScrubReply, OrderScrubRequest, PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply,
+    ChangePgsRequest, ChangePlacementReply, ChangePlacementRequest, ChangePoolReply, ChangePoolRequest,
+    ChangeSettingsReply, ChangeSettingsRequest, ChangeVolumeReply, ChangeVolumeRequest, CreatePoolReply,
+    CreatePoolRequest, CreateSnapshotReply, CreateSnapshotRequest, CreateVolumeReply, CreateVolumeRequest,
+    DeleteSnapshotReply, DeleteSnapshotRequest, DeleteVolumeReply, DeleteVolumeRequest, DetachReply, DetachRequest,
+    DownEvidence, ErrorCode, FinishSnapshot, GetSnapshotReply, GetSnapshotRequest, GetVolumeReply, GetVolumeRequest,
+    HealthCheck, HealthReply, HealthRequest, ListNodesReply, ListNodesRequest, ListPgsReply, ListPgsRequest,
+    ListPoolsReply, ListPoolsRequest, ListSnapshotsReply, ListSnapshotsRequest, ListVolumesReply, ListVolumesRequest,
+    MapUpdate, Member, MemberRecord, Mutation, MuteHealthReply, MuteHealthRequest, OrderScrubReply, OrderScrubRequest,
+    PublishVolumeReply, PublishVolumeRequest, PurgeTrashReply, PurgeTrashRequest, RegisterNodeReply,
     RegisterNodeRequest, RegisterOsdReply, RegisterOsdRequest, ReportDownReply, ReportDownRequest, ReportDrainedReply,
     ReportDrainedRequest, ReportOsdReply, ReportOsdRequest, ReportPurgedReply, ReportPurgedRequest, ReportScrubReply,
     ReportScrubRequest, ResizeVolumeReply, ResizeVolumeRequest, ScheduleScrubsReply, ScheduleScrubsRequest, Snapshot,
-    SnapshotPhase, SnapshotRef, StatusReply, StatusRequest, UnpublishVolumeReply, UnpublishVolumeRequest, VolumeRef,
-    WatchMapRequest, snapshot_ref, volume_ref,
+    SnapshotPhase, SnapshotRef, StatusReply, StatusRequest, UndeleteVolumeReply, UndeleteVolumeRequest,
+    UnpublishVolumeReply, UnpublishVolumeRequest, VolumeRef, WatchMapRequest, snapshot_ref, volume_ref,
 };
 use cairn_types::{Epoch, PoolId, SnapId};
 use futures::Stream;
@@ -253,14 +254,6 @@ impl From<StoreError> for Unsent {
 /// Clocks further apart than this are worth a word: times in records and leases of the key-value half are theirs.
 const SKEW: Duration = Duration::from_secs(2);
 
-fn name_of(by: Option<&VolumeRef>) -> String {
-    match by.and_then(|by| by.by.as_ref()) {
-        Some(volume_ref::By::Id(id)) => format!("with id {id}"),
-        Some(volume_ref::By::Name(name)) => format!("`{}`", name.escape_debug()),
-        None => "without a name".to_owned(),
-    }
-}
-
 #[tonic::async_trait]
 impl Meta for MetaDoor {
     async fn status(&self, request: Request<StatusRequest>) -> Reply<StatusReply> {
@@ -454,19 +447,17 @@ impl Meta for MetaDoor {
         Ok(Response::new(ListPoolsReply { pools }))
     }
 
+    async fn change_pool(&self, request: Request<ChangePoolRequest>) -> Reply<ChangePoolReply> {
+        Ok(Response::new(mutate!(self, request, ChangePool)))
+    }
+
     async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Reply<CreateVolumeReply> {
         Ok(Response::new(mutate!(self, request, CreateVolume)))
     }
 
     async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Reply<GetVolumeReply> {
         let by = request.into_inner().volume;
-        let named = name_of(by.as_ref());
-        let by = by.unwrap_or_default();
-        let found = self.gateway.query(move |_, state| {
-            let found = query::volume(state, &by)?;
-            let missing = || Refusal::new(ErrorCode::NotFound, format!("there is no volume {named}"));
-            found.ok_or_else(|| Failure::from(missing()))
-        });
+        let found = self.gateway.query(move |_, state| query::required_volume(state, by.as_ref()));
         Ok(Response::new(GetVolumeReply { volume: Some(found.await.map_err(status)?) }))
     }
 
@@ -512,6 +503,18 @@ impl Meta for MetaDoor {
 
     async fn report_drained(&self, request: Request<ReportDrainedRequest>) -> Reply<ReportDrainedReply> {
         Ok(Response::new(mutate!(self, request, ReportDrained)))
+    }
+
+    async fn change_volume(&self, request: Request<ChangeVolumeRequest>) -> Reply<ChangeVolumeReply> {
+        Ok(Response::new(mutate!(self, request, ChangeVolume)))
+    }
+
+    async fn undelete_volume(&self, request: Request<UndeleteVolumeRequest>) -> Reply<UndeleteVolumeReply> {
+        Ok(Response::new(mutate!(self, request, UndeleteVolume)))
+    }
+
+    async fn purge_trash(&self, request: Request<PurgeTrashRequest>) -> Reply<PurgeTrashReply> {
+        Ok(Response::new(mutate!(self, request, PurgeTrash)))
     }
 
     async fn register_node(&self, request: Request<RegisterNodeRequest>) -> Reply<RegisterNodeReply> {

@@ -119,7 +119,7 @@ async fn a_repeated_command_is_carried_out_once_whoever_is_asked() {
     };
     let made = meta.create_volume(create("one", 1)).await.unwrap().into_inner();
     let by = VolumeRef { by: Some(volume_ref::By::Name("one".into())) };
-    let delete = DeleteVolumeRequest { mutation: ticket(5, 2, 0), volume: Some(by.clone()) };
+    let delete = DeleteVolumeRequest { mutation: ticket(5, 2, 0), volume: Some(by.clone()), now: false };
     assert!(meta.delete_volume(delete.clone()).await.unwrap().into_inner().existed);
     cluster.stop(leader).await;
     cluster.leader().await;

@@ -97,7 +97,7 @@ async fn an_attach_waits_until_an_osd_of_every_group_knows_of_it() {
     let mut meta = cluster.meta((leader + 1) % 3);
     let id = meta.register_osd(osd(1, 1)).await.unwrap().into_inner();
     meta.create_pool(pool(2)).await.unwrap();
-    meta.register_node(RegisterNodeRequest { mutation: ticket(77, 3, 0), name: "n1".into(), location: None })
+    meta.register_node(RegisterNodeRequest { mutation: ticket(77, 3, 0), name: "n1".into(), ..Default::default() })
         .await
         .unwrap();
     let volume = CreateVolumeRequest { mutation: ticket(77, 4, 0), name: "v".into(), size: 4096, ..Default::default() };
