@@ -1,5 +1,5 @@
-//! What changes of a volume without its data: its name, its labels, its limits, how long it is kept once it is deleted. Whoever holds the volume goes on undisturbed,
-//! because a holding names the volume by its id.
+//! What changes of a volume without its data: its name, its labels, its limits, how long it is kept once it is deleted.
+//! Whoever holds the volume goes on undisturbed, because a holding names the volume by its id.
 
 use std::collections::BTreeMap;
 

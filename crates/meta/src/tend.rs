@@ -1,5 +1,6 @@
 //! What the leader asks for by itself: OSDs that have been down for too long go out, uneven PGs are evened out, a few at
-//! a time, and what has been in the trash for long enough is purged. Whether it is time is `meta-core`'s to say; here is only when it is asked.
+//! a time, and what has been in the trash for long enough is purged. Whether it is time is `meta-core`'s to say; here is
+//! only when it is asked.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
