@@ -55,6 +55,11 @@ impl Pace {
         self.heard = Some(now);
     }
 
+    /// A piece goes on that was begun with room: whoever comes next waits the longer.
+    pub(crate) fn charge(&mut self, bytes: u32) {
+        self.room -= i64::from(bytes);
+    }
+
     /// Takes room for a piece. Otherwise: when to ask again.
     pub(crate) fn take(&mut self, now: Time, bytes: u32, bound_ms: u32) -> Result<(), Time> {
         self.turn(now, u64::from(bound_ms));

@@ -321,6 +321,9 @@ impl Pg {
             self.touched = true;
             return;
         }
+        if moving.offset > 0 {
+            ctx.out.pace.charge(len);
+        }
         join.reads += 1;
         moving.reading = Some(join.reads);
         let what = ReadFor::Join { serial: primary.serial, number: join.reads };
