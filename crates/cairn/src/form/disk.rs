@@ -195,7 +195,7 @@ fn format(device: &Path, size: Option<u64>, wiped: bool, cluster: &str) -> Resul
 fn wipe(disk: &FileDisk) -> Result<(), cairn_disk::Error> {
     let len = WIPED.min(disk.len());
     let zeros = cairn_disk::AlignedBuf::zeroed(len as usize).freeze();
-    disk.write_at(disk.len() - len, &[zeros.clone()])?;
+    disk.write_at(disk.len() - len, std::slice::from_ref(&zeros))?;
     disk.write_at(0, &[zeros])?;
     disk.sync()
 }
