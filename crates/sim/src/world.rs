@@ -526,7 +526,9 @@ impl World {
         let Some(volume) = self.volumes.get(&DOOMED).copied() else { return };
         let fence = self.newest_map().volumes.get(&volume);
         let stays = |(id, phase): (&SnapId, &SnapPhase)| (*phase != SnapPhase::Going).then_some(*id);
-        for snapshot in fence.map(|fence| fence.snapshots.iter().filter_map(stays).collect()).unwrap_or_default() {
+        let snapshots =
+            fence.into_iter().flat_map(|fence| fence.snapshots.iter().filter_map(stays)).collect::<Vec<_>>();
+        for snapshot in snapshots {
             let by = Some(snapshot_ref::By::Id(snapshot.0));
             let request = DeleteSnapshotRequest { mutation: None, snapshot: Some(SnapshotRef { by }) };
             self.keeper.call(&mut self.bus, Payload::DeleteSnapshot(request), Setup::Other);
