@@ -461,6 +461,7 @@ impl Core {
     /// Nothing works any more. What is in flight has no known outcome, and there is no session left to learn it in.
     fn fail_session(&mut self, error: IoError) {
         self.fatal = Some(error);
+        self.barrier = None;
         self.outputs.retain(|output| !matches!(output, Output::Send { .. }));
         let failed = std::mem::take(&mut self.ops);
         self.outputs.extend(failed.into_keys().map(|op| Output::Done { op, result: Err(error) }));

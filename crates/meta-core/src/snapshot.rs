@@ -12,7 +12,7 @@ use cairn_proto::convert::{attach_mode_from, snap_phase, snapshot_mark};
 use cairn_proto::meta::{
     CreateSnapshotReply, CreateSnapshotRequest, DeleteSnapshotReply, DeleteSnapshotRequest, ErrorCode, FinishSnapshot,
     FinishSnapshotReply, JoinedPg, Parent, ReportDrainedReply, ReportDrainedRequest, ReportPurgedRequest, Snapshot,
-    SnapshotPhase, SnapshotRecord, SnapshotRef, VolumeRecord, snapshot_ref,
+    SnapshotPhase, SnapshotRecord, SnapshotRef, VolumeRecord, snapshot_ref, volume_ref,
 };
 use cairn_types::map::SnapPhase;
 use cairn_types::volume::AttachMode;
@@ -98,17 +98,24 @@ impl Machine {
     ) -> Outcome<CreateSnapshotReply> {
         crate::volume::check_name("snapshot", &request.name)?;
         crate::change::check_labels(&request.labels)?;
-        let mut volume = required(&turn.state, request.volume.as_ref())?;
-        let shown_volume = crate::volume::shown(&volume);
+        let by = request.volume.as_ref().and_then(|by| by.by.as_ref());
         if let Some(id) = record::snapshot_named(&turn.state, &request.name)? {
             let existing = shown(&certain(&turn.state, id)?);
-            if existing.volume == shown_volume.id {
+            // Its volume may be deleted by now.
+            let same = match by {
+                Some(volume_ref::By::Id(id)) => *id == existing.volume,
+                Some(volume_ref::By::Name(name)) => *name == existing.volume_name,
+                None => false,
+            };
+            if same {
                 return Ok(CreateSnapshotReply { snapshot: Some(existing), existed: true, epoch: self.map.epoch.0 });
             }
             let message =
                 format!("there is a snapshot `{}` already, of volume `{}`", request.name, existing.volume_name);
             return Err(Refusal::new(ErrorCode::AlreadyExists, message).remedy("choose another name").into());
         }
+        let mut volume = required(&turn.state, request.volume.as_ref())?;
+        let shown_volume = crate::volume::shown(&volume);
         if volume.snapshots.len() >= SNAPSHOTS {
             let message =
                 format!("{} has {SNAPSHOTS} snapshots, those that are being deleted included", called(&volume));
@@ -116,15 +123,19 @@ impl Machine {
         }
         let mut writers = Vec::new();
         for holder in &shown_volume.attachments {
-            if attach_mode_from(holder.mode)? != AttachMode::ReadOnly {
-                writers.push(holder.generation);
+            match attach_mode_from(holder.mode)? {
+                AttachMode::ReadOnly => {}
+                AttachMode::Exclusive => writers.push(holder.generation),
+                // Its writers would have to stop together, and go on with one context.
+                AttachMode::Shared => {
+                    let message = format!("{} is attached shared to node `{}`", called(&volume), holder.node);
+                    return Err(Refusal::precondition(message)
+                        .remedy(
+                            "a snapshot needs a volume that one node at most writes to: detach it, or attach it alone",
+                        )
+                        .into());
+                }
             }
-        }
-        if writers.len() > 1 {
-            let message = format!("{} is attached for writing to {} nodes at once", called(&volume), writers.len());
-            return Err(Refusal::precondition(message)
-                .remedy("a snapshot needs a volume with one writer at most: detach the others first")
-                .into());
         }
         let id = SnapId(self.cluster.next_snapshot.max(1));
         self.cluster.next_snapshot = id.0 + 1;
@@ -295,6 +306,7 @@ impl Machine {
             if shown(&snapshot).phase() != SnapshotPhase::Going || pg.pool != pool {
                 continue;
             }
+            let before = snapshot.joined.clone();
             snapshot.joined.retain(|joined| joined.index != pg.index);
             snapshot.joined.push(JoinedPg { index: pg.index, interval: request.interval });
             snapshot.joined.sort_unstable_by_key(|joined| joined.index);
@@ -306,7 +318,7 @@ impl Machine {
             if self.map.pgs.range(all).all(|(pg, config)| joined(pg, config.interval.0)) {
                 let mut volume = volume_record(&turn.state, volume_of(&snapshot))?;
                 self.forget_snapshot(turn, &mut volume, &snapshot)?;
-            } else {
+            } else if snapshot.joined != before {
                 record::store(&mut turn.state, keys::snapshot(id), &snapshot);
             }
         }

@@ -9,7 +9,7 @@ use cairn_proto::convert::{attach_mode_from, snap_phase};
 use cairn_proto::meta::{
     CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, ErrorCode, ReportPurgedReply,
     ReportPurgedRequest, ResizeVolumeReply, ResizeVolumeRequest, SnapshotPhase, SnapshotRecord, Trashed, Volume,
-    VolumeLimits, VolumeRecord, VolumeRef, volume_ref,
+    VolumeLimits, VolumeRecord, VolumeRef, snapshot_ref, volume_ref,
 };
 use cairn_types::map::{Pool, VolumeFence};
 use cairn_types::volume::AttachMode;
@@ -100,6 +100,20 @@ impl Machine {
         change::check_labels(&request.labels)?;
         check_retention(request.retention_s)?;
         let limits = change::limits(VolumeLimits::default(), request.limits.unwrap_or_default())?;
+        let same_source = |existing: &Volume, by: &snapshot_ref::By| match (existing.parents.first(), by) {
+            (Some(parent), snapshot_ref::By::Id(id)) => parent.snapshot == *id,
+            _ => false,
+        };
+        // Asked again for a clone whose source is deleted by now.
+        if let (Some(by), Some(id)) = (
+            request.source.as_ref().and_then(|source| source.by.as_ref()),
+            record::volume_named(&turn.state, &request.name)?,
+        ) {
+            let existing = record::volume(&turn.state, id)?.map(|record| shown(&record)).unwrap_or_default();
+            if same_source(&existing, by) && (request.size == 0 || whole_blocks(request.size)? == existing.size) {
+                return Ok(CreateVolumeReply { volume: Some(existing), existed: true });
+            }
+        }
         let source = match &request.source {
             Some(source) => Some(snapshot::known(&turn.state, Some(source))?),
             None => None,

@@ -1,6 +1,8 @@
 //! A client: the real client core over links that break, holding one volume at a time, making operations and noting
 //! what it saw.
 
+mod snapshots;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +12,9 @@ use cairn_client_core::{Config, Core, IoError, Op, OpId, Output, Timing};
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    AttachMode, AttachReply, AttachRequest, CommandReply, CreateSnapshotRequest, DeleteSnapshotRequest, DetachRequest,
-    ReportDrainedRequest, SnapshotRef, VolumeRef, snapshot_ref, volume_ref,
+    AttachMode, AttachReply, AttachRequest, CommandReply, DetachRequest, ReportDrainedRequest, VolumeRef, volume_ref,
 };
-use cairn_types::map::{ClusterMap, SnapPhase};
+use cairn_types::map::ClusterMap;
 use cairn_types::{BLOCK_SIZE, Epoch, Generation, OsdId, PoolId, SessionId, SnapId, TraceId, VolumeId};
 
 use crate::bus::{Body, Bus, Event, MS, Nanos, Node, SECOND};
@@ -22,7 +23,6 @@ use crate::history::{Block, History, block_of, value_of};
 use crate::osd::Directory;
 use crate::plan::READER;
 use crate::profile::Profile;
-use crate::rng::Rng;
 
 /// Operations under way at once.
 const WINDOW: usize = 4;
@@ -340,87 +340,6 @@ impl ClientHost {
                 self.holding = Holding::Fencing { reply: Box::new(reply.clone()) };
             }
             other => self.failure = Some(format!("attach was refused: {other:?}")),
-        }
-    }
-
-    /// A snapshot of what it holds is taken, or one that was taken before is deleted.
-    fn snapshot(&mut self, bus: &mut Bus, volume: VolumeId) {
-        let known = self.map.volumes.get(&volume).map(|fence| &fence.snapshots);
-        let ready = known.into_iter().flatten().filter(|(_, phase)| **phase == SnapPhase::Ready).map(|(id, _)| *id);
-        let ready = ready.collect::<Vec<_>>();
-        if ready.len() >= 3 || (!ready.is_empty() && bus.rng.chance(300)) {
-            let by = Some(snapshot_ref::By::Id(bus.rng.pick(&ready).0));
-            let request = DeleteSnapshotRequest { mutation: None, snapshot: Some(SnapshotRef { by }) };
-            self.caller.call(bus, Payload::DeleteSnapshot(request), Asked::Other);
-        } else if !self.taking {
-            self.taking = true;
-            self.snapshots += 1;
-            let request = CreateSnapshotRequest {
-                mutation: None,
-                name: format!("{}-{}", self.index, self.snapshots),
-                volume: Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) }),
-                labels: Default::default(),
-            };
-            self.caller.call(bus, Payload::CreateSnapshot(request), Asked::Snapshot);
-        }
-    }
-
-    /// The next snapshot to be read: at the end each of them whole, before that some of a few.
-    fn view_next(&mut self, bus: &mut Bus) {
-        if self.is_working() && self.sweep.is_empty() && self.ops.is_empty() {
-            self.holding = Holding::Nothing;
-            self.volume = None;
-            self.links.clear();
-        }
-        if !self.holds_nothing() {
-            return;
-        }
-        let all = self.map.volumes.iter().flat_map(|(volume, fence)| fence.snapshots.iter().map(|s| (*volume, s)));
-        let ready = all.filter(|(_, (_, phase))| **phase == SnapPhase::Ready).map(|(volume, (id, _))| (volume, *id));
-        let ready = ready.collect::<Vec<_>>();
-        let next = if self.resting {
-            self.sweep = (0..BLOCKS).collect();
-            self.to_view.pop()
-        } else if ready.is_empty() {
-            None
-        } else {
-            let hot = &self.profile.hot;
-            let block = |rng: &mut Rng| if rng.chance(500) { *rng.pick(hot) } else { rng.below(BLOCKS) };
-            self.sweep = (0..16).map(|_| block(&mut bus.rng)).collect();
-            Some(*bus.rng.pick(&ready))
-        };
-        let Some((volume, view)) = next else {
-            self.sweep.clear();
-            return;
-        };
-        let pool = self.map.volumes.get(&volume).map_or(PoolId(0), |fence| fence.pool);
-        self.session = u128::from(bus.rng.next()) << 64 | u128::from(bus.rng.next());
-        self.volume = Some(volume);
-        self.view = view;
-        let config = Config {
-            session: SessionId(self.session),
-            volume,
-            pool,
-            generation: Generation(0),
-            min_epoch: self.map.epoch,
-            size: BLOCKS * u64::from(BLOCK_SIZE),
-            object_size: self.map.pools.get(&pool).map_or(BLOCK_SIZE, |pool| pool.object_size),
-            snap_context: SnapId(0),
-            view,
-            parents: Vec::new(),
-            read_only: true,
-            max_ops: 64,
-            max_bytes: 16 << 20,
-            max_requests: 64,
-            timing: Timing { resend: Duration::from_secs(2), ..Timing::default() },
-        };
-        let mut core = Box::new(Core::new(config, bus.rng.next()));
-        core.handle_map(Duration::from_nanos(bus.now), Arc::clone(&self.map));
-        self.links.clear();
-        self.ops.clear();
-        self.holding = Holding::Working { core };
-        for _ in 0..WINDOW {
-            bus.after(MS, Event::Work { client: self.index });
         }
     }
 

@@ -1,14 +1,14 @@
 //! What each controller call does.
 
 use cairn_meta_client::{MetaClient, MetaError};
-use cairn_proto::csi::volume_content_source::{Type as Source, VolumeSource};
+use cairn_proto::csi::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
 use cairn_proto::{csi, meta};
-use cairn_types::VolumeId;
 use cairn_types::volume::AttachMode;
+use cairn_types::{SnapId, VolumeId};
 use tonic::Code;
 
 use super::pools;
-use super::snapshots::Content;
+use super::snapshots;
 use crate::capability::{Access, Capability};
 use crate::capacity::Bounds;
 use crate::error::CsiError;
@@ -37,14 +37,32 @@ impl Calls {
         if let Some(existing) = self.made_of(name, source.as_ref()).await?
             && bounds.fits(existing.size)
         {
+            self.release(name, source.as_ref()).await?;
             return Ok(csi::CreateVolumeResponse { volume: Some(shown_with(&existing, source)) });
         }
         let content = self.content(name, source.as_ref()).await?;
-        let least = content.as_ref().map_or(least, |content| least.max(content.snapshot.size));
+        let made = self.make(name, wanted, limits, (bounds, least), content.as_ref()).await;
+        // What was taken for a clone that cannot be made is not wanted either.
+        let released = self.release(name, source.as_ref()).await;
+        let volume = made?;
+        released?;
+        tracing::info!(volume = volume.id, pool = volume.pool_name, size = volume.size, "created");
+        Ok(csi::CreateVolumeResponse { volume: Some(shown_with(&volume, source)) })
+    }
+
+    async fn make(
+        &self,
+        name: &str,
+        wanted: Parameters,
+        limits: Option<meta::VolumeLimits>,
+        (bounds, least): (Bounds, u64),
+        content: Option<&meta::Snapshot>,
+    ) -> Outcome<meta::Volume> {
+        let least = content.map_or(least, |snapshot| least.max(snapshot.size));
         let size = bounds.size(least)?;
-        let pool = match &content {
+        let pool = match content {
             // Where nothing else is said, a clone lies beside its source.
-            Some(content) if wanted.is_silent() => content.snapshot.pool_name.clone(),
+            Some(snapshot) if wanted.is_silent() => snapshot.pool_name.clone(),
             _ => self.pool(&wanted).await?,
         };
         let create = meta::CreateVolumeRequest {
@@ -54,27 +72,20 @@ impl Calls {
             labels: wanted.labels.into_iter().collect(),
             retention_s: wanted.retention_s,
             limits,
-            source: content.as_ref().map(Content::reference),
+            source: content.map(|snapshot| snapshots::by_id(SnapId(snapshot.id))),
             ..Default::default()
         };
-        let volume = match self.meta.create_volume(create.clone()).await {
-            Ok(reply) => reply.volume.ok_or(CsiError::Unreadable("volume"))?,
+        match self.meta.create_volume(create.clone()).await {
+            Ok(reply) => reply.volume.ok_or(CsiError::Unreadable("volume")),
             // The metadata service wants the very same size; a range is met by others too.
-            Err(error) if error.code() == Code::AlreadyExists => self.existing(&create, bounds).await?,
-            Err(error) => return Err(error.into()),
-        };
-        tracing::info!(volume = volume.id, pool = volume.pool_name, size = volume.size, "created");
-        if let Some(content) = &content {
-            self.release(content).await?;
+            Err(error) if error.code() == Code::AlreadyExists => self.existing(&create, bounds).await,
+            Err(error) => Err(error.into()),
         }
-        Ok(csi::CreateVolumeResponse { volume: Some(shown_with(&volume, source)) })
     }
 
-    /// A clone of that name that was made of this source before. The snapshot of a cloned volume has lost its name since.
+    /// A clone of that name that was made of this source before. The source may be gone by now.
     async fn made_of(&self, name: &str, source: Option<&csi::VolumeContentSource>) -> Outcome<Option<meta::Volume>> {
-        let Some(Source::Volume(VolumeSource { volume_id })) = source.and_then(|source| source.r#type.as_ref()) else {
-            return Ok(None);
-        };
+        let Some(source) = source.and_then(|source| source.r#type.as_ref()) else { return Ok(None) };
         let by = Some(meta::volume_ref::By::Name(name.to_owned()));
         let found = self.meta.get_volume(meta::GetVolumeRequest { volume: Some(meta::VolumeRef { by }) }).await;
         let found = match found {
@@ -82,7 +93,12 @@ impl Calls {
             Err(error) if error.is_not_found() => None,
             Err(error) => return Err(error.into()),
         };
-        let same = |volume: &meta::Volume| volume.parents.first().is_some_and(|p| p.volume.to_string() == *volume_id);
+        let same = |volume: &meta::Volume| {
+            volume.parents.first().is_some_and(|parent| match source {
+                Source::Volume(VolumeSource { volume_id }) => parent.volume.to_string() == *volume_id,
+                Source::Snapshot(SnapshotSource { snapshot_id }) => parent.snapshot.to_string() == *snapshot_id,
+            })
+        };
         Ok(found.filter(same))
     }
 

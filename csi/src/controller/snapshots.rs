@@ -2,6 +2,7 @@
 
 use cairn_proto::csi::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
 use cairn_proto::{csi, meta};
+use cairn_types::id::mix;
 use cairn_types::{SnapId, VolumeId};
 use tonic::Code;
 
@@ -11,21 +12,7 @@ use crate::error::CsiError;
 use crate::fields::{checked_name, counted, known, present};
 use crate::parameters::Parameters;
 
-/// What a new volume is made of.
-#[derive(Clone, Debug)]
-pub(super) struct Content {
-    pub(super) snapshot: meta::Snapshot,
-    /// The snapshot is only there for the sake of the clone.
-    passing: bool,
-}
-
-impl Content {
-    pub(super) fn reference(&self) -> meta::SnapshotRef {
-        by_id(SnapId(self.snapshot.id))
-    }
-}
-
-fn by_id(snapshot: SnapId) -> meta::SnapshotRef {
+pub(super) fn by_id(snapshot: SnapId) -> meta::SnapshotRef {
     meta::SnapshotRef { by: Some(meta::snapshot_ref::By::Id(snapshot.0)) }
 }
 
@@ -40,27 +27,27 @@ impl Calls {
         &self,
         name: &str,
         source: Option<&csi::VolumeContentSource>,
-    ) -> Outcome<Option<Content>> {
+    ) -> Outcome<Option<meta::Snapshot>> {
         match source.map(|source| &source.r#type) {
             None => Ok(None),
             Some(None) => Err(CsiError::Missing("volume_content_source.type")),
             Some(Some(Source::Snapshot(SnapshotSource { snapshot_id }))) => {
                 let text = present("volume_content_source.snapshot.snapshot_id", snapshot_id)?;
-                Ok(Some(Content { snapshot: self.snapshot(text).await?, passing: false }))
+                Ok(Some(self.snapshot(text).await?))
             }
             Some(Some(Source::Volume(VolumeSource { volume_id }))) => {
                 let text = present("volume_content_source.volume.volume_id", volume_id)?;
-                let snapshot = self.take(&passing_name(name), known(text)?).await?;
-                Ok(Some(Content { snapshot, passing: true }))
+                Ok(Some(self.take(&passing_name(name), known(text)?).await?))
             }
         }
     }
 
-    /// The clone is made: what was only taken for it loses its name, and goes with it.
-    pub(super) async fn release(&self, content: &Content) -> Outcome<()> {
-        if content.passing {
-            let request = meta::DeleteSnapshotRequest { mutation: None, snapshot: Some(content.reference()) };
-            self.meta.delete_snapshot(request).await?;
+    /// What was only taken for a clone loses its name, and goes with the clone; or at once, if there is none.
+    pub(super) async fn release(&self, name: &str, source: Option<&csi::VolumeContentSource>) -> Outcome<()> {
+        if let Some(Source::Volume(_)) = source.and_then(|source| source.r#type.as_ref()) {
+            let by = Some(meta::snapshot_ref::By::Name(passing_name(name)));
+            let snapshot = Some(meta::SnapshotRef { by });
+            self.meta.delete_snapshot(meta::DeleteSnapshotRequest { mutation: None, snapshot }).await?;
         }
         Ok(())
     }
@@ -165,13 +152,13 @@ impl Calls {
     }
 }
 
-/// The snapshot that is taken for a clone of a volume. Longer names are cut: the clone's own is checked before.
+/// The snapshot that is taken for a clone of a volume.
 fn passing_name(clone: &str) -> String {
-    let mut name = format!("clone:{clone}");
-    while name.len() > 128 {
-        name.pop();
+    match format!("clone:{clone}") {
+        name if name.len() <= 128 => name,
+        // Two long names may begin alike.
+        _ => format!("clone:{:016x}", clone.bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte)))),
     }
-    name.trim_end().to_owned()
 }
 
 fn shown(snapshot: &meta::Snapshot) -> csi::Snapshot {

@@ -142,8 +142,6 @@ impl MetaDoor {
                         continue;
                     }
                 }
-                // This member is behind the one that carried it out.
-                None if !reply.existed && Instant::now() + SNAPSHOT_PATIENCE / 2 > deadline => {}
                 _ => {
                     let message = format!(
                         "snapshot `{name}` was not taken: the volume was attached, detached or taken over meanwhile"
@@ -152,7 +150,11 @@ impl MetaDoor {
                 }
             }
             if tokio::time::timeout_at(deadline, progresses.changed()).await.is_err() {
-                self.finish_snapshot(id, false).await?;
+                if let Some(found) =
+                    self.finish_snapshot(id, false).await?.filter(|s| s.phase() == SnapshotPhase::Ready)
+                {
+                    return Ok(found);
+                }
                 let by = VolumeRef { by: Some(volume_ref::By::Id(snapshot.volume)) };
                 let volume = self.gateway.query_here(move |_, state| Ok(query::volume(state, &by)?)).await;
                 let volume = volume.ok().flatten().unwrap_or_default();
@@ -171,9 +173,15 @@ impl MetaDoor {
         }
     }
 
-    async fn finish_snapshot(&self, id: SnapId, taken: bool) -> Result<(), Status> {
+    /// What became of it; `None`: it is gone.
+    async fn finish_snapshot(&self, id: SnapId, taken: bool) -> Result<Option<Snapshot>, Status> {
         let payload = Payload::FinishSnapshot(FinishSnapshot { snapshot: id.0, taken });
-        self.gateway.propose_once(command(payload, String::new())).await.map(|_| ()).map_err(status)
+        match self.gateway.propose_once(command(payload, String::new())).await.map_err(status) {
+            Ok(Answer::FinishSnapshot(reply)) => Ok(reply.snapshot),
+            Ok(_) => Err(mixed_up()),
+            Err(error) if error.code() == Code::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn clocks_differ(&self) -> Option<HealthCheck> {

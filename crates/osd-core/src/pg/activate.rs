@@ -55,6 +55,7 @@ impl Pg {
                 // Whoever waits goes on waiting: the interval, and with it the log, is the same.
                 fresh.queue = std::mem::take(&mut primary.queue);
                 fresh.waiting = std::mem::take(&mut primary.waiting);
+                fresh.join = primary.join.carry_over();
                 self.activate(ctx, fresh);
             }
             Some(_) | None => {
@@ -78,6 +79,7 @@ impl Pg {
         fresh.knows_commit = primary.knows_commit;
         fresh.queue = std::mem::take(&mut primary.queue);
         fresh.waiting = std::mem::take(&mut primary.waiting);
+        fresh.join = primary.join.carry_over();
         fresh.proposal = primary.proposal.take();
         self.activate(ctx, fresh);
     }

@@ -10,7 +10,6 @@ use cairn_types::map::{ClusterMap, SnapPhase};
 use cairn_types::peer::{EntryOp, LogEntry, Logged};
 use cairn_types::{Epoch, OsdId, SnapId};
 
-use super::join::Join;
 use super::log::Kept;
 use super::record;
 use super::{Ctx, Pg};
@@ -99,8 +98,7 @@ impl Pg {
     pub(super) fn cut_back(&mut self, ctx: &mut Ctx<'_>, to: u64) {
         let cut = self.rewind(ctx, to);
         let Some(primary) = &mut self.primary else { return };
-        // What was joined by entries that are cut is not joined.
-        primary.join = Join::default();
+        primary.join = primary.join.carry_over();
         primary.release_bytes_above(ctx.out, to);
         let mut waiting = primary.waiting.split_off(&(to + 1));
         for kept in cut {

@@ -29,12 +29,12 @@ const SLICE: u32 = 256 << 10;
 const AGAIN_MS: u64 = 5000;
 const MOST_LEFT: usize = 1024;
 /// A report is made again when the map does not show it after this long.
-const REPORT_MS: u64 = 5000;
+const REPORT_MS: u64 = 15_000;
 
 #[derive(Debug)]
 enum Stage {
-    /// Waits for a listing. Layers that are written meanwhile may not be in it.
-    Listing { limit: usize, written: BTreeSet<ObjectId> },
+    /// Waits for the listing of this number. Layers that are written meanwhile may not be in it.
+    Listing { number: u64, limit: usize, written: BTreeSet<ObjectId> },
     /// Through the last key of the page, but for these, every object is joined.
     Page { todo: BTreeMap<ObjectKey, BTreeSet<SnapId>>, through: Option<ObjectKey>, at_end: bool },
     /// Everything is in the log, up to this position.
@@ -51,8 +51,6 @@ struct Moving {
     offset: u32,
     /// A slice is being read, by this number.
     reading: Option<u64>,
-    /// Goes on when this position is committed.
-    after: u64,
 }
 
 #[derive(Debug)]
@@ -63,6 +61,8 @@ struct Walk {
     from: Option<ObjectKey>,
     stage: Stage,
     moving: Option<Moving>,
+    /// Goes on when this position is committed: no more than a slice is on its way at once.
+    after: u64,
     /// Objects that were passed over because a block of theirs cannot be read now: another walk will come to them.
     left: BTreeSet<ObjectKey>,
 }
@@ -93,6 +93,15 @@ fn going(map: &ClusterMap, volume: VolumeId) -> BTreeSet<SnapId> {
 }
 
 impl Join {
+    /// For the same interval after entries may have been cut: a walk under way is not known to have joined anything. What a
+    /// finished one has joined is committed; and it may have been reported, which holds for the interval.
+    pub(super) fn carry_over(&mut self) -> Self {
+        if planted(Bug::ForgetJoined) {
+            return Self::default();
+        }
+        Self { walk: None, ..std::mem::take(self) }
+    }
+
     /// Whether an object has no layer of this going snapshot any more, and gets none.
     fn is_joined(&self, object: ObjectId, layer: SnapId) -> bool {
         if self.joined.get(&object.volume).is_some_and(|joined| joined.contains(&layer)) {
@@ -179,10 +188,12 @@ impl Pg {
             let due = first.into_iter().chain(due).find(|volume| *volume > join.last).or(first);
             if let Some(volume) = due.filter(|_| join.not_before <= ctx.now) {
                 let going = going(ctx.map, volume);
-                let stage = Stage::Listing { limit: STEP, written: BTreeSet::new() };
+                let number = ctx.next_attempt();
+                let stage = Stage::Listing { number, limit: STEP, written: BTreeSet::new() };
                 join.last = volume;
-                join.walk = Some(Walk { volume, going, from: None, stage, moving: None, left: BTreeSet::new() });
-                ctx.out.list(self.id, None, STEP, ListFor::Join);
+                join.walk =
+                    Some(Walk { volume, going, from: None, stage, moving: None, after: 0, left: BTreeSet::new() });
+                ctx.out.list(self.id, None, STEP, ListFor::Join { number });
             } else {
                 self.report_joined(ctx);
             }
@@ -207,11 +218,15 @@ impl Pg {
     }
 
     /// Some of the PG's objects, in key order.
-    pub(super) fn join_listed(&mut self, ctx: &mut Ctx<'_>, objects: Vec<ObjectId>) {
+    pub(super) fn join_listed(&mut self, ctx: &mut Ctx<'_>, number: u64, objects: Vec<ObjectId>) {
         let may = self.may_join();
         let Some(primary) = &mut self.primary else { return };
         let Some(walk) = &mut primary.join.walk else { return };
-        let Stage::Listing { limit, written } = &mut walk.stage else { return };
+        let Stage::Listing { number: awaited, limit, written } = &mut walk.stage else { return };
+        // One that an earlier walk asked for begins elsewhere.
+        if *awaited != number && !planted(Bug::StaleListing) {
+            return;
+        }
         if !may {
             primary.join.walk = None;
             return;
@@ -227,8 +242,9 @@ impl Pg {
         let through = groups.last_key_value().map(|(key, _)| *key);
         if through.is_none() && !at_end {
             let limit = limit * 2;
-            walk.stage = Stage::Listing { limit, written };
-            ctx.out.list(self.id, walk.from, limit, ListFor::Join);
+            let number = ctx.next_attempt();
+            walk.stage = Stage::Listing { number, limit, written };
+            ctx.out.list(self.id, walk.from, limit, ListFor::Join { number });
             return;
         }
         let within = |key: &ObjectKey| at_end || through.is_some_and(|through| *key <= through);
@@ -245,7 +261,7 @@ impl Pg {
 
     /// The next slice, object or page.
     fn move_on(&mut self, ctx: &mut Ctx<'_>) {
-        let (commit, full) = (self.log.commit(), self.is_full(ctx));
+        let commit = self.log.commit();
         let Some(primary) = &mut self.primary else { return };
         let Some(walk) = &mut primary.join.walk else { return };
         match &mut walk.stage {
@@ -263,9 +279,11 @@ impl Pg {
                 }
             }
             Stage::Page { todo, through, at_end } => {
+                if walk.after > commit {
+                    return;
+                }
                 if let Some(moving) = &mut walk.moving {
-                    let waits = full && moving.after > commit;
-                    if moving.reading.is_none() && !waits {
+                    if moving.reading.is_none() {
                         self.read_slice(ctx);
                     }
                     return;
@@ -275,8 +293,9 @@ impl Pg {
                         walk.stage = Stage::End { committed: self.log.end().seq() };
                     } else {
                         walk.from = through.map(|key| ObjectKey::new(key.object().at(SnapId::HEAD)));
-                        walk.stage = Stage::Listing { limit: STEP, written: BTreeSet::new() };
-                        ctx.out.list(self.id, walk.from, STEP, ListFor::Join);
+                        let number = ctx.next_attempt();
+                        walk.stage = Stage::Listing { number, limit: STEP, written: BTreeSet::new() };
+                        ctx.out.list(self.id, walk.from, STEP, ListFor::Join { number });
                     }
                     self.touched = true;
                     return;
@@ -291,7 +310,7 @@ impl Pg {
                 if ctx.out.pace.take(ctx.now, SLICE, ctx.map.settings.client_latency_ms).is_err() {
                     return;
                 }
-                walk.moving = Some(Moving { key: *key, layer, offset: 0, reading: None, after: 0 });
+                walk.moving = Some(Moving { key: *key, layer, offset: 0, reading: None });
                 self.read_slice(ctx);
             }
         }
@@ -396,6 +415,11 @@ impl Pg {
         if moving.offset >= object_size || len == 0 {
             ops.push((EntryOp::Remove { object }, bytes::Bytes::new()));
             layers.remove(&moving.layer);
+            let key = moving.key;
+            // With this entry the object is joined: whoever was held writes below from now on.
+            if !layers.iter().any(|layer| gone.contains(layer)) {
+                todo.remove(&key);
+            }
             walk.moving = None;
         }
         for (op, data) in ops {
@@ -404,8 +428,8 @@ impl Pg {
         }
         let end = self.log.end().seq();
         let walk = self.primary.as_mut().and_then(|primary| primary.join.walk.as_mut());
-        if let Some(moving) = walk.and_then(|walk| walk.moving.as_mut()) {
-            moving.after = end;
+        if let Some(walk) = walk {
+            walk.after = end;
         }
         self.touched = true;
     }

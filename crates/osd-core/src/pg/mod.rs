@@ -111,10 +111,10 @@ pub(crate) enum ListFor {
     Fill { to: OsdId, attempt: u64 },
     /// This member empties itself, in which attempt.
     Empty { attempt: u64 },
-    /// The removal of deleted volumes.
-    Purge,
-    /// The joining of layers above going snapshots.
-    Join,
+    /// The removal of deleted volumes; numbered, because one that was given up may be followed by another.
+    Purge { number: u64 },
+    /// The joining of layers above going snapshots, likewise.
+    Join { number: u64 },
     /// This member's part in a scrub.
     Inspect { serial: u64 },
 }
@@ -332,8 +332,8 @@ impl Pg {
         match what {
             ListFor::Fill { to, attempt } => self.fill_listed(to, attempt, objects),
             ListFor::Empty { attempt } => self.empty_listed(ctx, attempt, objects),
-            ListFor::Purge => self.purge_listed(ctx, objects),
-            ListFor::Join => self.join_listed(ctx, objects),
+            ListFor::Purge { number } => self.purge_listed(ctx, number, objects),
+            ListFor::Join { number } => self.join_listed(ctx, number, objects),
             ListFor::Inspect { serial } => self.inspect_listed(ctx, serial, objects),
         }
     }

@@ -18,8 +18,8 @@ const REPORT_MS: u64 = 5000;
 
 #[derive(Debug)]
 enum Walk {
-    /// Waits for a listing.
-    Listing,
+    /// Waits for the listing of this number.
+    Listing { number: u64 },
     /// Goes on after this object once everything through this position is committed.
     After { key: Option<ObjectKey>, committed: u64 },
     /// All removals stand in the log, up to this position.
@@ -54,8 +54,9 @@ impl Pg {
             Some((_, walk @ Walk::After { .. })) => {
                 let Walk::After { key, committed } = *walk else { return };
                 if committed <= commit {
-                    *walk = Walk::Listing;
-                    ctx.out.list(self.id, key, STEP, ListFor::Purge);
+                    let number = ctx.next_attempt();
+                    *walk = Walk::Listing { number };
+                    ctx.out.list(self.id, key, STEP, ListFor::Purge { number });
                 }
             }
             Some((volume, Walk::End { committed })) if *committed <= commit => {
@@ -65,16 +66,19 @@ impl Pg {
                 purge.reported.insert(*volume, ctx.now);
                 purge.walk = None;
             }
-            Some((_, Walk::Listing | Walk::End { .. })) | None => {}
+            Some((_, Walk::Listing { .. } | Walk::End { .. })) | None => {}
         }
     }
 
     /// Some of the PG's objects, in key order.
-    pub(super) fn purge_listed(&mut self, ctx: &mut Ctx<'_>, objects: Vec<ObjectId>) {
+    pub(super) fn purge_listed(&mut self, ctx: &mut Ctx<'_>, number: u64, objects: Vec<ObjectId>) {
         let may = |primary: &Primary| primary.is_active() && primary.cut_above.is_none() && !primary.is_hushed();
         let active = self.primary.as_deref().is_some_and(may) && !self.is_held();
         let walk = self.primary.as_ref().and_then(|primary| primary.purge.walk.as_ref());
-        let Some((volume, Walk::Listing)) = walk else { return };
+        let Some((volume, Walk::Listing { number: awaited })) = walk else { return };
+        if *awaited != number {
+            return;
+        }
         let volume = *volume;
         if !active {
             self.primary.as_mut().expect("seen above").purge.walk = None;
