@@ -23,8 +23,8 @@ use crate::planted::{Bug, planted};
 
 /// Layers listed at once, to begin with; a page holds all layers of an object, however many there are.
 const STEP: usize = 64;
-/// Read and moved at once.
-const SLICE: u32 = 256 << 10;
+/// An object is read and moved in so many parts.
+const SLICES: u32 = 16;
 /// A walk that left objects behind is followed by another after this long. It ends where it has left so many.
 const AGAIN_MS: u64 = 5000;
 const MOST_LEFT: usize = 1024;
@@ -261,7 +261,7 @@ impl Pg {
 
     /// The next slice, object or page.
     fn move_on(&mut self, ctx: &mut Ctx<'_>) {
-        let commit = self.log.commit();
+        let (commit, slice) = (self.log.commit(), self.slice());
         let Some(primary) = &mut self.primary else { return };
         let Some(walk) = &mut primary.join.walk else { return };
         match &mut walk.stage {
@@ -307,7 +307,7 @@ impl Pg {
                     self.touched = true;
                     return;
                 };
-                if ctx.out.pace.take(ctx.now, SLICE, ctx.map.settings.client_latency_ms).is_err() {
+                if ctx.out.pace.take(ctx.now, slice, ctx.map.settings.client_latency_ms).is_err() {
                     return;
                 }
                 walk.moving = Some(Moving { key: *key, layer, offset: 0, reading: None });
@@ -316,12 +316,17 @@ impl Pg {
         }
     }
 
+    fn slice(&self) -> u32 {
+        (self.object_size / SLICES).max(BLOCK_SIZE)
+    }
+
     fn read_slice(&mut self, ctx: &mut Ctx<'_>) {
+        let (slice, object_size) = (self.slice(), self.object_size);
         let Some(primary) = &mut self.primary else { return };
         let join = &mut primary.join;
         let Some(moving) = join.walk.as_mut().and_then(|walk| walk.moving.as_mut()) else { return };
         let object = moving.key.object().at(moving.layer);
-        let len = SLICE.min(self.object_size - moving.offset);
+        let len = slice.min(object_size - moving.offset);
         let lacking = self.missing.lacking(object, moving.offset, len);
         if !lacking.is_empty() {
             // A good copy is fetched first, if there is one. Until then nobody waits for it.
