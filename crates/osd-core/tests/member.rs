@@ -82,6 +82,8 @@ struct Member {
     core: OsdCore,
     stored: Vec<Transaction>,
     said: Vec<(PgId, PgMessage)>,
+    /// Of what it said last as a primary.
+    attempt: u64,
     proposed: Vec<PgChange>,
     /// Nothing is durable before somebody says so.
     slow: Option<Vec<PersistToken>>,
@@ -90,7 +92,7 @@ struct Member {
 impl Member {
     fn new() -> Self {
         let core = OsdCore::new(Config::new(ME, LIFE, Epoch(1)), 1, Time(0));
-        Self { core, stored: Vec::new(), said: Vec::new(), proposed: Vec::new(), slow: None }
+        Self { core, stored: Vec::new(), said: Vec::new(), attempt: 0, proposed: Vec::new(), slow: None }
     }
 
     /// Everything is durable at once, unless the disk is slow.
@@ -107,7 +109,10 @@ impl Member {
                 Output::ProposePgs { changes, .. } => self.proposed.extend(changes),
                 Output::PersistEpoch { token, .. } => self.core.handle_persisted(Time(0), token),
                 Output::List { token, .. } => self.core.handle_list(Time(0), token, Vec::new()),
-                Output::SendPeer { message: PeerMessage::Pg { pg, body, .. }, .. } => self.said.push((pg, body)),
+                Output::SendPeer { message: PeerMessage::Pg { pg, body, attempt, .. }, .. } => {
+                    self.attempt = attempt;
+                    self.said.push((pg, body));
+                }
                 _ => {}
             }
         }
@@ -138,6 +143,17 @@ impl Member {
         let message = PeerMessage::Pg { pg, c: ConfVersion(c), attempt, body };
         self.core.handle_peer(Time(0), PRIMARY, LIFE, message);
         self.settle();
+    }
+
+    /// The other one answers as its so many-th life.
+    fn hear_life(&mut self, now: Time, life: u64, body: PgMessage) {
+        let message = PeerMessage::Pg { pg: WHOLE, c: ConfVersion(2), attempt: self.attempt, body };
+        self.core.handle_peer(now, PRIMARY, Incarnation(life), message);
+        self.settle();
+    }
+
+    fn said(&self, is: impl Fn(&PgMessage) -> bool) -> bool {
+        self.said.iter().any(|(_, body)| is(body))
     }
 
     fn report(&mut self, pg: PgId, c: u64) -> LogReport {
@@ -263,4 +279,30 @@ fn the_last_one_goes_on_when_the_other_is_gone_for_good_and_not_before() {
         let asked = member.proposed.iter().filter(|change| change.isr == [ME]).count();
         assert_eq!(asked > 0, goes_on, "up {up}, placed {placed}: {:?}", member.proposed);
     }
+}
+
+/// It said where its log ends before that was on its disk, and died. Its next life may have less, and will never have more.
+#[test]
+fn who_returns_with_less_than_it_had_said_is_not_asked_for_the_rest() {
+    let mut member = Member::new();
+    let led = PgConfig { primary: Some(ME), ..whole(2) };
+    let report = |tail: &[LogPoint]| {
+        let tail = tail.to_vec();
+        PgMessage::LogReport(LogReport { commit: LogPoint::default(), tail, usable: true, missing: false })
+    };
+    member.hear_map(&map(2, &[(WHOLE, led)]));
+    assert!(member.said(|body| matches!(body, PgMessage::QueryLog)), "{:?}", member.said);
+    member.hear_life(Time(0), 1, report(&[point(1, 1)]));
+    assert!(member.said(|body| matches!(body, PgMessage::FetchLog { after: 0, through: 1 })), "{:?}", member.said);
+    // Before anything else is done its next life is here, and has said where its log ends.
+    member.said.clear();
+    member.hear_life(Time(0), 2, PgMessage::LogEntries { entries: Vec::new() });
+    assert!(member.said(|body| matches!(body, PgMessage::QueryLog)), "{:?}", member.said);
+    member.said.clear();
+    member.hear_life(Time(0), 2, report(&[]));
+    let later = Time(5_000_000_000);
+    member.core.handle_timeout(later);
+    member.settle();
+    assert!(!member.said(|body| matches!(body, PgMessage::FetchLog { .. })), "{:?}", member.said);
+    assert!(member.said(|body| matches!(body, PgMessage::Align { .. })), "{:?}", member.said);
 }

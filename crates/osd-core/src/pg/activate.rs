@@ -213,12 +213,13 @@ impl Pg {
 
     /// Asks again for log entries that did not come.
     pub(super) fn resend_fetch(&mut self, ctx: &mut Ctx<'_>) {
-        let Some(Phase::Fetching { from, asked_at, .. }) = self.primary.as_ref().map(|primary| primary.phase) else {
+        let Some(Phase::Fetching { from, through, asked_at, .. }) = self.primary.as_ref().map(|primary| primary.phase)
+        else {
             return;
         };
-        let stands = self.report_of(from).is_some();
+        let stands = self.report_of(from).is_some_and(|report| report.end() == through);
         if !stands {
-            // It restarted or was lost meanwhile: collect anew.
+            // It restarted or was lost meanwhile, perhaps without what had not reached its disk: collect anew.
             self.primary.as_mut().expect("seen above").phase = Phase::Collecting;
         } else if ctx.now.ms_since(asked_at) >= RESEND_MS {
             self.ask_for_more(ctx);
