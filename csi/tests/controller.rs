@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cairn_csi::Mode;
 use cairn_meta_client::MetaClient;
+use cairn_proto::csi::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
 use cairn_proto::{csi, meta};
 use csi::controller_client::ControllerClient;
 use csi::identity_client::IdentityClient;
@@ -268,11 +269,8 @@ async fn what_cannot_be_is_refused_with_cause_and_remedy() {
     let denied = validate(id, mount(Access::MultiNodeMultiWriter)).await.unwrap();
     assert!(denied.confirmed.is_none() && denied.message.contains("ReadWriteMany"));
     refused(validate("77", mount(Access::SingleNodeWriter)).await, Code::NotFound, &["77"]);
-    refused(
-        cluster.controller.clone().create_snapshot(csi::CreateSnapshotRequest::default()).await,
-        Code::Unimplemented,
-        &["snapshots"],
-    );
+    let nameless = cluster.controller.clone().create_snapshot(csi::CreateSnapshotRequest::default()).await;
+    refused(nameless, Code::InvalidArgument, &["name"]);
     let capacity = cluster.controller.clone().get_capacity(csi::GetCapacityRequest::default()).await.unwrap();
     assert!((GIB..11 * GIB).contains(&capacity.into_inner().available_capacity));
     cluster.stop().await;
@@ -403,4 +401,66 @@ async fn the_driver_says_who_it_is() {
     drop(identity);
     driver.stop().await;
     assert!(!dir.path().join("csi/csi.sock").exists());
+}
+
+/// A volume that is made of something.
+fn made_of(name: &str, source: Source) -> csi::CreateVolumeRequest {
+    let source = csi::VolumeContentSource { r#type: Some(source) };
+    csi::CreateVolumeRequest { volume_content_source: Some(source), ..wanted(name, GIB) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_may_be_asked_for_again_when_its_source_is_gone() {
+    let cluster = Cluster::start().await;
+    let volume = cluster.create(wanted("source", GIB)).await.unwrap().volume_id;
+    let take = |name: &str, volume: &str| {
+        let (name, source_volume_id) = (name.to_owned(), volume.to_owned());
+        let request = csi::CreateSnapshotRequest { name, source_volume_id, ..Default::default() };
+        let mut controller = cluster.controller.clone();
+        async move { controller.create_snapshot(request).await.map(|reply| reply.into_inner().snapshot.unwrap()) }
+    };
+    let list = |request: csi::ListSnapshotsRequest| {
+        let mut controller = cluster.controller.clone();
+        async move { controller.list_snapshots(request).await.unwrap().into_inner() }
+    };
+    let snapshot = take("first", &volume).await.unwrap();
+    assert!(snapshot.ready_to_use && snapshot.size_bytes == GIB && snapshot.source_volume_id == volume);
+    assert_eq!(take("first", &volume).await.unwrap(), snapshot, "the same name is the same snapshot");
+    let other = cluster.create(wanted("other", GIB)).await.unwrap().volume_id;
+    refused(take("first", &other).await, Code::AlreadyExists, &["first", "source"]);
+    refused(take("second", "77").await, Code::NotFound, &["77"]);
+
+    let by_snapshot =
+        |name: &str| made_of(name, Source::Snapshot(SnapshotSource { snapshot_id: snapshot.snapshot_id.clone() }));
+    let by_volume = |name: &str| made_of(name, Source::Volume(VolumeSource { volume_id: volume.clone() }));
+    let restored = cluster.create(by_snapshot("restored")).await.unwrap();
+    assert!(restored.content_source.is_some());
+    let cloned = cluster.create(by_volume("cloned")).await.unwrap();
+    assert_eq!(
+        list(csi::ListSnapshotsRequest::default()).await.entries.len(),
+        1,
+        "what was taken for a clone is not shown"
+    );
+    let small = csi::CapacityRange { required_bytes: 0, limit_bytes: GIB / 2 };
+    let small = csi::CreateVolumeRequest { capacity_range: Some(small), ..by_volume("small") };
+    refused(cluster.create(small).await, Code::OutOfRange, &[]);
+    let all = cluster.client.list_snapshots(meta::ListSnapshotsRequest::default()).await.unwrap().snapshots;
+    assert_eq!(all.len(), 1, "nor does one stay of a clone that could not be made: {all:?}");
+    refused(
+        cluster.create(made_of("none", Source::Snapshot(SnapshotSource { snapshot_id: "77".into() }))).await,
+        Code::NotFound,
+        &["77"],
+    );
+
+    // Volume and snapshot go; who did not hear that the clones were made asks again.
+    cluster.delete(&volume).await.unwrap();
+    let gone = csi::DeleteSnapshotRequest { snapshot_id: snapshot.snapshot_id.clone(), ..Default::default() };
+    for _ in 0..2 {
+        cluster.controller.clone().delete_snapshot(gone.clone()).await.unwrap();
+    }
+    assert_eq!(cluster.create(by_snapshot("restored")).await.unwrap().volume_id, restored.volume_id);
+    assert_eq!(cluster.create(by_volume("cloned")).await.unwrap().volume_id, cloned.volume_id);
+    refused(cluster.create(by_snapshot("late")).await, Code::NotFound, &[&snapshot.snapshot_id]);
+    assert_eq!(list(csi::ListSnapshotsRequest::default()).await.entries, []);
+    cluster.stop().await;
 }
