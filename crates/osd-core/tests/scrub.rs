@@ -19,7 +19,7 @@ const OBJECT_SIZE: u32 = 64 << 10;
 const ALL: [u32; 3] = [1, 2, 3];
 
 fn object(index: u64) -> ObjectId {
-    ObjectId { pool: PoolId(1), volume: VolumeId(1), index, snapshot: SnapId::HEAD }
+    ObjectId { pool: PoolId(1), volume: VolumeId(1), index, snapshot: SnapId(0) }
 }
 
 fn block(fill: u8) -> Bytes {
@@ -271,12 +271,12 @@ impl Cluster {
 
     fn write(&mut self, index: u64, offset: u32, data: Bytes) {
         let crcs = data.chunks(BLOCK_SIZE as usize).map(crc32c::crc32c).collect();
-        let written = self.answer(ClientOp::Write { object: object(index), offset, data, crcs });
+        let written = self.answer(ClientOp::Write { object: object(index).at(SnapId::HEAD), offset, data, crcs });
         assert_eq!(written, Ok(ReplyBody::Done));
     }
 
     fn read(&mut self, index: u64, offset: u32) -> Result<Bytes, Refusal> {
-        match self.answer(ClientOp::Read { object: object(index), offset, len: BLOCK_SIZE })? {
+        match self.answer(ClientOp::Read { object: object(index).at(SnapId::HEAD), offset, len: BLOCK_SIZE })? {
             ReplyBody::Data(read) => Ok(read.data),
             ReplyBody::Done => panic!("a read is answered with data"),
         }
@@ -432,7 +432,7 @@ fn writes_go_on_and_are_not_taken_for_damage() {
             let data = block(fill);
             let crcs = vec![crc32c::crc32c(&data)];
             let index = u64::from(fill % 20);
-            cluster.ask(ClientOp::Write { object: object(index), offset: 4096, data, crcs });
+            cluster.ask(ClientOp::Write { object: object(index).at(SnapId::HEAD), offset: 4096, data, crcs });
             cluster.step(5);
         }
         let outcome = cluster.outcomes.pop().unwrap();
@@ -448,7 +448,7 @@ fn answers_beyond_every_bound_are_no_answers() {
     (0..100).for_each(|_| cluster.step(10));
     let order = cluster.order(true);
     cluster.rot(1, 0, 0);
-    cluster.ask(ClientOp::Read { object: object(0), offset: 0, len: BLOCK_SIZE });
+    cluster.ask(ClientOp::Read { object: object(0).at(SnapId::HEAD), offset: 0, len: BLOCK_SIZE });
     let (mut found, mut pulled) = (0, 0);
     for _ in 0..600 {
         cluster.lie = |message| {
@@ -484,7 +484,7 @@ fn reads_that_wait_for_a_missing_block_are_bounded() {
     cluster.rot(1, 0, 0);
     let most = Config::new(OsdId(1), Incarnation(1), Epoch(1)).requests_per_pg;
     for _ in 0..most + 10 {
-        cluster.ask(ClientOp::Read { object: object(0), offset: 0, len: BLOCK_SIZE });
+        cluster.ask(ClientOp::Read { object: object(0).at(SnapId::HEAD), offset: 0, len: BLOCK_SIZE });
     }
     let busy = cluster.replies.values().filter(|reply| reply.result == Err(Refusal::Busy)).count();
     assert!(busy >= 10, "{busy}");

@@ -164,7 +164,8 @@ impl Pg {
 
     /// Joins a little more of what is to be joined.
     pub(super) fn advance_join(&mut self, ctx: &mut Ctx<'_>) {
-        let (pool, may) = (self.id.pool, self.may_join());
+        // Content needs room below before it gives any back above.
+        let (pool, may) = (self.id.pool, self.may_join() && !self.is_full(ctx));
         let Some(primary) = &mut self.primary else { return };
         let join = &mut primary.join;
         if !may {
