@@ -112,6 +112,10 @@ impl Pg {
         if attempt != self.replica.attempt || !self.replica.aligned {
             return;
         }
+        // Who is being brought back and has no room takes nothing: the primary has not heard of it yet.
+        if ctx.full && !self.config.isr.contains(&self.me) {
+            return;
+        }
         self.replica.ack_due = true;
         let mut taken = Vec::new();
         let mut end = self.log.end();
