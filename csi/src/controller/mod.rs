@@ -131,7 +131,7 @@ impl Controller for ControllerService {
             rpc::Type::SingleNodeMultiWriter,
             rpc::Type::CreateDeleteSnapshot,
             rpc::Type::ListSnapshots,
-            rpc::Type::GetSnapshot,
+            // GetSnapshot is served; its capability is alpha, and callers that check the list do not know it yet.
             rpc::Type::CloneVolume,
             rpc::Type::ModifyVolume,
         ];
