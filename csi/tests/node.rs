@@ -286,17 +286,7 @@ async fn xfs_is_made_once_grows_under_its_users_and_is_taken_for_nothing_else() 
     }
     machine.unpublish(7, &read_only).await.unwrap();
 
-    // What a power cut leaves: the journal is not empty, and a filesystem with the same UUID is mounted.
-    sh(&format!(
-        "sync -f {0}; cp --sparse=always {1} {2}",
-        target.display(),
-        machine.files.image(7).display(),
-        machine.files.image(8).display()
-    ))
-    .unwrap();
-    machine.stage_at(8, "other", xfs(), "exclusive").await.unwrap();
-    assert_eq!(std::fs::read_to_string(machine.path("other/file")).unwrap(), "kept");
-    machine.unstage_from(8, "other").await.unwrap();
+    opens_beside_its_source(&machine, &target, xfs()).await;
 
     machine.unpublish(7, &target).await.unwrap();
     machine.unstage(7).await.unwrap();
@@ -322,6 +312,16 @@ async fn xfs_is_made_once_grows_under_its_users_and_is_taken_for_nothing_else() 
     machine.volume(9, 64 << 20);
     refused(machine.stage(9, xfs(), "exclusive").await, Code::FailedPrecondition, &["xfs wants", "314572800"]);
     machine.unstage(9).await.unwrap();
+}
+
+/// What a power cut leaves of volume 7 in volume 8: the journal is not empty, and a filesystem with the same UUID is
+/// mounted.
+async fn opens_beside_its_source(machine: &Machine, target: &Path, capability: csi::VolumeCapability) {
+    let image = |volume| machine.files.image(volume).display().to_string();
+    sh(&format!("sync -f {}; cp --sparse=always {} {}", target.display(), image(7), image(8))).unwrap();
+    machine.stage_at(8, "other", capability, "exclusive").await.unwrap();
+    assert_eq!(std::fs::read_to_string(machine.path("other/file")).unwrap(), "kept");
+    machine.unstage_from(8, "other").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -350,17 +350,7 @@ async fn btrfs_is_made_once_and_grows_under_its_users() {
     }
     machine.unpublish(7, &read_only).await.unwrap();
 
-    // What a power cut leaves, while a filesystem with the same UUID is mounted.
-    sh(&format!(
-        "sync -f {0}; cp --sparse=always {1} {2}",
-        target.display(),
-        machine.files.image(7).display(),
-        machine.files.image(8).display()
-    ))
-    .unwrap();
-    machine.stage_at(8, "other", btrfs(), "exclusive").await.unwrap();
-    assert_eq!(std::fs::read_to_string(machine.path("other/file")).unwrap(), "kept");
-    machine.unstage_from(8, "other").await.unwrap();
+    opens_beside_its_source(&machine, &target, btrfs()).await;
 
     machine.unpublish(7, &target).await.unwrap();
     machine.unstage(7).await.unwrap();

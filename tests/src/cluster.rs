@@ -1,11 +1,13 @@
 //! A cluster on this machine, driven from outside the way a person drives it: `cairn` and `kubectl`.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::leftovers;
@@ -105,6 +107,38 @@ impl Cluster {
         command.args(args).env("KUBECONFIG", self.dir.join("kubeconfig")).env("HOME", &self.dir);
         command.env_remove("HTTPS_PROXY").env_remove("https_proxy").current_dir(shell::root());
         command
+    }
+
+    /// The metrics of a process, in the text format of Prometheus.
+    ///
+    /// # Errors
+    /// When it has no page, or does not answer with one.
+    pub fn metrics(&self, role: &str) -> Result<String> {
+        let socket = self.dir.join(format!("run/{role}.metrics.sock"));
+        let mut stream = UnixStream::connect(&socket).with_context(|| format!("{role} has no page"))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        ensure!(text.starts_with("HTTP/1.1 200"), "{role}: {text}");
+        Ok(text)
+    }
+
+    /// The example's StorageClass under another name and with parameters of its own, and the example's claim of it, in
+    /// one manifest whose path is returned.
+    ///
+    /// # Errors
+    /// When the examples cannot be read, or the manifest not written.
+    pub fn class_and_claim(&self, name: &str, parameters: &str) -> Result<String> {
+        let example = |file: &str| {
+            let file = shell::root().join("examples").join(file);
+            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
+        };
+        let class = example("storage-class.yaml")?.replace("cairn-block", name).replace("\"true\"", "\"false\"");
+        let claim = example("claim.yaml")?.replace("cairn-block", name);
+        let file = self.dir.join(format!("{name}.yaml"));
+        std::fs::write(&file, format!("{class}\nparameters:\n  {parameters}\n---\n{claim}"))
+            .context("cannot write the manifest")?;
+        Ok(file.to_string_lossy().into_owned())
     }
 
     /// An object of the API as JSON; `None` when there is none.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use cairn_tests::{Cluster, Rng, UpOptions, capture, find_program, output, run, until};
+use cairn_tests::{Cluster, UpOptions, capture, nbd, nbdcopy, noise, output, run, until};
 
 /// A block device over a sparse file. Dropping it takes it away.
 struct LoopDevice(PathBuf);
@@ -58,11 +58,6 @@ fn verify(cluster: &Cluster, device: &LoopDevice) -> Command {
     command
 }
 
-fn nbdcopy(from: &str, to: &str) -> Result<()> {
-    let tool = find_program("nbdcopy").context("nbdcopy is missing; `cargo xtask test` installs it")?;
-    run(Command::new(tool).args([from, to]).stdin(Stdio::null()).stdout(Stdio::null()))
-}
-
 /// The volume as it is read now.
 fn holds(uri: &str, written: &[u8], folder: &Path) -> Result<()> {
     let file = folder.join("read");
@@ -71,24 +66,17 @@ fn holds(uri: &str, written: &[u8], folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn attach(cluster: &Cluster) -> Result<String> {
-    let socket = capture(&mut cluster.cairn(&["volume", "attach", "v", "--nbd"]))?;
-    Ok(format!("nbd+unix:///?socket={}", socket.trim()))
-}
-
 #[test]
 fn an_osd_lives_on_a_block_device_and_another_takes_its_place() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let one = LoopDevice::make(folder.path(), "one", 2 << 30)?;
     let other = LoopDevice::make(folder.path(), "other", 2 << 30)?;
     let mut cluster = Cluster::up(UpOptions { storage_only: true, osds: Some(3), ..UpOptions::default() })?;
-    let mut bytes = vec![0; 32 << 20];
-    let mut rng = Rng::new(7);
-    bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&rng.word().to_le_bytes()));
     let written = folder.path().join("written");
-    std::fs::write(&written, &bytes)?;
+    noise(&written, 32, 7)?;
+    let bytes = std::fs::read(&written)?;
     run(&mut cluster.cairn(&["volume", "create", "v", "--size", "32Mi"]))?;
-    let uri = attach(&cluster)?;
+    let uri = nbd(&cluster, "v")?;
 
     // Somebody's filesystem, then mounted, and somebody's partitions.
     run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&one.0).stdout(Stdio::null()))?;
@@ -136,7 +124,7 @@ fn an_osd_lives_on_a_block_device_and_another_takes_its_place() -> Result<()> {
     let words = refused(&cluster, &["osd", "create", "--wipe", one.path()])?;
     assert!(words.contains("the cluster does not run on this host"), "{words}");
     cluster.start(true)?;
-    let uri = attach(&cluster)?;
+    let uri = nbd(&cluster, "v")?;
     holds(&uri, &bytes, folder.path())?;
 
     run(&mut cluster.cairn(&["osd", "create", "--wipe", other.path()]))?;

@@ -7,15 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use cairn_tests::{Cluster, Fsx, UpOptions, capture, find_program, run, until};
+use cairn_tests::{Cluster, Fsx, UpOptions, capture, nbd, run, tool, until};
 
 fn storage() -> Result<Cluster> {
     Cluster::up(UpOptions { storage_only: true, ..UpOptions::default() })
-}
-
-fn tool(name: &str) -> Result<Command> {
-    let found = find_program(name).with_context(|| format!("{name} is missing; `cargo xtask test` installs it"))?;
-    Ok(Command::new(found))
 }
 
 fn device(cluster: &Cluster, volume: &str, size: &str) -> Result<PathBuf> {
@@ -121,8 +116,7 @@ fn qemu_img_fills_and_compares_while_an_osd_dies() -> Result<()> {
     }
     capture(qemu_io.arg(&image))?;
     run(&mut cluster.cairn(&["volume", "create", "v", "--size", "96Mi"]))?;
-    let socket = capture(&mut cluster.cairn(&["volume", "attach", "v", "--nbd"]))?;
-    let uri = format!("nbd+unix:///?socket={}", socket.trim());
+    let uri = nbd(&cluster, "v")?;
     let mut convert = tool("qemu-img")?;
     convert.args(["convert", "-n", "-f", "qcow2", "-O", "raw"]).arg(&image).arg(&uri);
     let mut convert = convert.spawn().context("cannot start qemu-img")?;

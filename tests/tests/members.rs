@@ -3,9 +3,7 @@
 //! all members a backup becomes the cluster again, with the data that the OSDs kept.
 
 use std::fs::File;
-use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -94,17 +92,6 @@ impl Clients {
     }
 }
 
-/// What a role's page says.
-fn page(cluster: &Cluster, role: &str) -> Result<String> {
-    let socket = cluster.dir().join(format!("run/{role}.metrics.sock"));
-    let mut stream = UnixStream::connect(&socket).with_context(|| format!("{role} has no page"))?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    ensure!(text.starts_with("HTTP/1.1 200"), "{role}: {text}");
-    Ok(text)
-}
-
 /// Every daemon has a page, and what an alert would look at stands on it.
 fn check_pages(cluster: &Cluster, member: u64) -> Result<()> {
     let meta = format!("meta-{member}");
@@ -116,7 +103,7 @@ fn check_pages(cluster: &Cluster, member: u64) -> Result<()> {
         ("keeper", &[]),
     ];
     for (role, lines) in main {
-        let text = page(cluster, role)?;
+        let text = cluster.metrics(role)?;
         for name in lines.iter().chain(&["process_cpu_seconds_total", "process_resident_memory_bytes"]) {
             let has = |line: &str| line.starts_with(*name) && line.contains("role=\"");
             ensure!(text.lines().any(has), "{role} does not tell {name}: {text}");
@@ -124,9 +111,10 @@ fn check_pages(cluster: &Cluster, member: u64) -> Result<()> {
     }
     // A client speaks to the primaries of its blocks only.
     let served =
-        (0..3).any(|osd| page(cluster, &format!("osd-{osd}")).is_ok_and(|t| t.contains("cairn_osd_requests_total{")));
+        (0..3).any(|osd| cluster.metrics(&format!("osd-{osd}")).is_ok_and(|t| t.contains("cairn_osd_requests_total{")));
     ensure!(served, "somebody served the writes");
-    let reachable = page(cluster, &meta)?
+    let reachable = cluster
+        .metrics(&meta)?
         .lines()
         .any(|line| line.starts_with("cairn_meta_members_reachable") && line.rsplit(' ').next() == Some("3"));
     ensure!(reachable, "three members reach each other");

@@ -64,16 +64,7 @@ fn down_and_up_keeps_pods_and_their_data() -> Result<()> {
 #[test]
 fn a_class_of_xfs_gives_pods_xfs() -> Result<()> {
     let mut cluster = Cluster::up(UpOptions { without_kubectl: true, ..UpOptions::default() })?;
-    let example = |name: &str| {
-        let file = cairn_tests::root().join("examples").join(name);
-        std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
-    };
-    let class = example("storage-class.yaml")?.replace("cairn-block", "cairn-xfs").replace("\"true\"", "\"false\"");
-    let class = format!("{class}\nparameters:\n  csi.storage.k8s.io/fstype: xfs\n");
-    let claim = example("claim.yaml")?.replace("cairn-block", "cairn-xfs");
-    let file = cluster.dir().join("xfs.yaml");
-    std::fs::write(&file, format!("{class}---\n{claim}")).context("cannot write the manifest")?;
-    let file = file.to_string_lossy().into_owned();
+    let file = cluster.class_and_claim("cairn-xfs", "csi.storage.k8s.io/fstype: xfs")?;
     run(&mut cluster.kube(&["apply", "-f", &file]))?;
     let in_pod = |command: &str| capture(&mut cluster.kube(&["exec", "shell", "--", "sh", "-c", command]));
     for expected in ["", "kept\n"] {

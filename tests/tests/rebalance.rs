@@ -1,38 +1,10 @@
 //! Moving data with the commands an administrator types, on real processes, while a client writes: nothing is lost, no
 //! group loses a copy, and what must not be done is refused in words.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
-use anyhow::{Context, Result, bail};
-use cairn_tests::{Cluster, UpOptions, capture, find_program, output, run, until};
-
-/// Incompressible bytes that are the same in every run.
-fn noise(file: &Path, mib: usize) -> Result<()> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut bytes = Vec::with_capacity(mib << 20);
-    while bytes.len() < mib << 20 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    std::fs::write(file, bytes).context("cannot write the noise")
-}
-
-fn tool(name: &str) -> Result<PathBuf> {
-    find_program(name).with_context(|| format!("{name} is missing; `cargo xtask test` installs it"))
-}
-
-fn nbdcopy(from: &str, to: &str) -> Result<Child> {
-    let mut command = Command::new(tool("nbdcopy")?);
-    command.args([from, to]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("cannot start nbdcopy")
-}
-
-fn finished(mut child: Child) -> Result<()> {
-    let status = child.wait().context("nbdcopy cannot be waited for")?;
-    if status.success() { Ok(()) } else { bail!("nbdcopy ended with {status}") }
-}
+use anyhow::{Context, Result};
+use cairn_tests::{Cluster, Copying, UpOptions, capture, nbd, nbdcopy, noise, output, run, until};
 
 /// Its exit code, and what it says went wrong.
 fn refused(cluster: &Cluster, args: &[&str]) -> Result<(Option<i32>, String)> {
@@ -51,10 +23,9 @@ fn osds_are_drained_removed_and_replaced_while_a_client_writes() -> Result<()> {
     let mut cluster = Cluster::up(UpOptions { storage_only: true, osds: Some(5), ..UpOptions::default() })?;
     let folder = tempfile::tempdir()?;
     let (written, read) = (folder.path().join("written"), folder.path().join("read"));
-    noise(&written, 64)?;
+    noise(&written, 64, 1)?;
     run(&mut cluster.cairn(&["volume", "create", "v", "--size", "64Mi"]))?;
-    let socket = capture(&mut cluster.cairn(&["volume", "attach", "v", "--nbd"]))?;
-    let uri = format!("nbd+unix:///?socket={}", socket.trim());
+    let uri = nbd(&cluster, "v")?;
 
     let plan = cluster.cairn_json(&["osd", "drain", "0", "--dry-run"])?;
     let moves = plan["moves"].as_array().context("no moves")?;
@@ -67,7 +38,7 @@ fn osds_are_drained_removed_and_replaced_while_a_client_writes() -> Result<()> {
     let (code, words) = refused(&cluster, &["osd", "remove", "0"])?;
     assert!(code == Some(1) && words.contains("cairn osd drain 0 --wait"), "{words}");
 
-    let copy = nbdcopy(&written.to_string_lossy(), &uri)?;
+    let copy = Copying::start(&written.to_string_lossy(), &uri)?;
     let mut drain = cluster.cairn(&["osd", "drain", "0", "--wait", "--timeout", "240"]);
     let mut drain = drain.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start the drain")?;
     let ended = loop {
@@ -77,7 +48,7 @@ fn osds_are_drained_removed_and_replaced_while_a_client_writes() -> Result<()> {
         assert_eq!(degraded(&cluster)?, 0, "a group lost a copy because it moves");
     };
     assert!(ended.success(), "the drain ended with {ended}");
-    finished(copy)?;
+    copy.finish()?;
     run(&mut cluster.cairn(&["osd", "remove", "0"]))?;
 
     // The fifth takes the place of the second; then three are left for three copies, and none may go.
@@ -93,7 +64,7 @@ fn osds_are_drained_removed_and_replaced_while_a_client_writes() -> Result<()> {
     assert_eq!(cluster.cairn_json(&["osd", "set"])?["noout"], true);
     run(&mut cluster.cairn(&["osd", "unset", "noout"]))?;
 
-    finished(nbdcopy(&uri, &read.to_string_lossy())?)?;
+    nbdcopy(&uri, &read.to_string_lossy())?;
     assert_eq!(std::fs::read(&written)?, std::fs::read(&read)?, "what was written is what is read");
     assert_eq!(degraded(&cluster)?, 0);
     cluster.reset()
@@ -112,17 +83,18 @@ fn placement_groups_split_while_a_client_writes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (written, read) = (folder.path().join("written"), folder.path().join("read"));
     run(&mut cluster.cairn(&["volume", "create", "v", "--size", "64Mi"]))?;
-    let socket = capture(&mut cluster.cairn(&["volume", "attach", "v", "--nbd"]))?;
-    let uri = format!("nbd+unix:///?socket={}", socket.trim());
-    noise(&written, 64)?;
-    finished(nbdcopy(&written.to_string_lossy(), &uri)?)?;
+    let uri = nbd(&cluster, "v")?;
+    noise(&written, 64, 1)?;
+    nbdcopy(&written.to_string_lossy(), &uri)?;
 
     let (before, _) = groups(&cluster)?[0];
-    let wanted = before * 4;
+    let wanted = before * 2;
     let (code, words) = refused(&cluster, &["pool", "set", "default", "--pgs", "3"])?;
     assert!(code == Some(1) && words.contains("power of two"), "{words}");
     let (code, words) = refused(&cluster, &["pool", "set", "default", "--pgs", "1"])?;
     assert!(code == Some(1) && words.contains("never joined again"), "{words}");
+    let (code, words) = refused(&cluster, &["pool", "set", "default", "--pgs", &(before * 4).to_string()])?;
+    assert!(code == Some(1) && words.contains("or add OSDs"), "{words}");
     let pgs = wanted.to_string();
     let words = capture(&mut cluster.cairn(&["pool", "set", "default", "--pgs", &pgs, "--dry-run"]))?;
     assert!(words.contains(&format!("{} more placement groups come", wanted - before)), "{words}");
@@ -130,7 +102,7 @@ fn placement_groups_split_while_a_client_writes() -> Result<()> {
     run(&mut cluster.cairn(&["pool", "set", "default", "--pgs", &pgs]))?;
     // The same bytes again and again, until all have split.
     until("all groups to split", 120, || {
-        finished(nbdcopy(&written.to_string_lossy(), &uri)?)?;
+        nbdcopy(&written.to_string_lossy(), &uri)?;
         Ok((groups(&cluster)? == [(wanted, wanted)]).then_some(()))
     })?;
     let wait = ["pool", "set", "default", "--pgs", &pgs, "--wait", "--timeout", "120", "-o", "json"];
@@ -142,7 +114,7 @@ fn placement_groups_split_while_a_client_writes() -> Result<()> {
         let pool = &pools[0];
         Ok((pool["active_pgs"] == wanted && pool["degraded_pgs"] == 0 && pool["misplaced_pgs"] == 0).then_some(()))
     })?;
-    finished(nbdcopy(&uri, &read.to_string_lossy())?)?;
+    nbdcopy(&uri, &read.to_string_lossy())?;
     assert_eq!(std::fs::read(&written)?, std::fs::read(&read)?, "what was written is what is read");
     let scrub = cluster.cairn_json(&["pool", "scrub", "default", "--deep", "--wait"])?;
     assert!(scrub["blocks"].as_u64() > Some(0) && scrub["bad_copies"] == 0 && scrub["damaged_blocks"] == 0, "{scrub}");

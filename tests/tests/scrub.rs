@@ -5,39 +5,15 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
-use cairn_tests::{Cluster, UpOptions, capture, find_program, run, until};
+use anyhow::{Context, Result};
+use cairn_tests::{Cluster, UpOptions, capture, nbd, nbdcopy, noise, run, until};
 use serde_json::Value;
 
 const BLOCK: usize = 4096;
 /// The superblocks and the log come before; the log is the 128th part, at least 16 MiB.
 const LOG: u64 = 1 << 20;
 const VOLUME_MIB: usize = 48;
-
-/// Blocks that are all different, and the same in every run.
-fn noise() -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut bytes = Vec::with_capacity(VOLUME_MIB << 20);
-    while bytes.len() < VOLUME_MIB << 20 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes
-}
-
-fn nbdcopy(cluster: &Cluster, volume: &str, file: &Path, write: bool) -> Result<()> {
-    let program = find_program("nbdcopy").context("nbdcopy is missing; `cargo xtask test` installs it")?;
-    let socket = capture(&mut cluster.cairn(&["volume", "attach", volume, "--nbd"]))?;
-    let uri = format!("nbd+unix:///?socket={}", socket.trim());
-    let file = file.to_string_lossy().into_owned();
-    let (from, to) = if write { (file, uri) } else { (uri, file) };
-    let status = Command::new(program).args([&from, &to]).stdin(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { bail!("nbdcopy ended with {status}") }
-}
 
 fn device(cluster: &Cluster, osd: usize) -> PathBuf {
     cluster.dir().join(format!("osd-{osd}.img"))
@@ -99,10 +75,10 @@ fn flipped_bits_are_found_and_repaired_while_osds_run_and_die() -> Result<()> {
     let mut cluster = Cluster::up(UpOptions { storage_only: true, ..UpOptions::default() })?;
     let folder = tempfile::tempdir()?;
     let (written, read) = (folder.path().join("written"), folder.path().join("read"));
-    let content = noise();
-    std::fs::write(&written, &content)?;
+    noise(&written, VOLUME_MIB, 1)?;
+    let content = std::fs::read(&written)?;
     run(&mut cluster.cairn(&["volume", "create", "v", "--size", &format!("{VOLUME_MIB}Mi")]))?;
-    nbdcopy(&cluster, "v", &written, true)?;
+    nbdcopy(&written.to_string_lossy(), &nbd(&cluster, "v")?)?;
     let all = content.len() / BLOCK;
     let devices = [0, 1, 2].map(|osd| device(&cluster, osd));
     let found_all = |device: &PathBuf| {
@@ -130,14 +106,14 @@ fn flipped_bits_are_found_and_repaired_while_osds_run_and_die() -> Result<()> {
     let noted = cluster.cairn_json(&["health"])?;
     let noted = noted["checks"].as_array().cloned().unwrap_or_default();
     assert!(noted.iter().any(|check| check["code"] == "OSD_SCRUB_ERRORS" && check["severity"] == "NOTE"), "{noted:?}");
-    nbdcopy(&cluster, "v", &read, false)?;
+    nbdcopy(&nbd(&cluster, "v")?, &read.to_string_lossy())?;
     assert!(std::fs::read(&read)? == content, "what was written is what is read");
 
     // An OSD dies in the middle, and comes back with its own rot: after it nothing is left.
     flip(&devices[1], &places[1], 2, 5)?;
     run(&mut cluster.cairn(&["pool", "scrub", "default", "--deep"]))?;
     cluster.kill("osd-1")?;
-    nbdcopy(&cluster, "v", &read, false)?;
+    nbdcopy(&nbd(&cluster, "v")?, &read.to_string_lossy())?;
     assert!(std::fs::read(&read)? == content, "what was written is what is read, with one OSD less");
     healthy(&cluster)?;
     let after = scrub(&cluster, true)?;
@@ -155,7 +131,7 @@ fn flipped_bits_are_found_and_repaired_while_osds_run_and_die() -> Result<()> {
     // Reads repair, too.
     flip(&devices[0], &places[0], 1, 40)?;
     flip(&devices[2], &places[2], 2, 40)?;
-    nbdcopy(&cluster, "v", &read, false)?;
+    nbdcopy(&nbd(&cluster, "v")?, &read.to_string_lossy())?;
     assert!(std::fs::read(&read)? == content, "a reader notices nothing");
 
     // No good copy anywhere, of a block that nothing has touched before: that is said, and nothing is made up.
@@ -168,13 +144,13 @@ fn flipped_bits_are_found_and_repaired_while_osds_run_and_die() -> Result<()> {
     assert_eq!(number(&lost, "damaged_blocks"), 1, "{lost}");
     let health = capture(&mut cluster.cairn(&["health", "-o", "json"])).err().map(|_| ());
     assert_eq!(health, Some(()), "a cluster that lost data is not healthy");
-    assert!(nbdcopy(&cluster, "v", &read, false).is_err(), "the lost block is an error, not zeros");
+    assert!(nbdcopy(&nbd(&cluster, "v")?, &read.to_string_lossy()).is_err(), "the lost block is an error, not zeros");
     // Written anew, it is well.
-    nbdcopy(&cluster, "v", &written, true)?;
+    nbdcopy(&written.to_string_lossy(), &nbd(&cluster, "v")?)?;
     let last = scrub(&cluster, true)?;
     assert_eq!((number(&last, "damaged_blocks"), number(&last, "bad_copies")), (0, 0), "{last}");
     healthy(&cluster)?;
-    nbdcopy(&cluster, "v", &read, false)?;
+    nbdcopy(&nbd(&cluster, "v")?, &read.to_string_lossy())?;
     assert!(std::fs::read(&read)? == content, "what was written is what is read");
     cluster.reset()
 }

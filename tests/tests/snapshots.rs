@@ -2,47 +2,19 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use cairn_tests::{Cluster, UpOptions, capture, find_program, run, until};
+use cairn_tests::{Cluster, UpOptions, capture, nbd, nbdcopy, noise, run, until};
 
 /// Bytes of an object in the default pool.
 const OBJECT: u64 = 4 << 20;
 
 fn storage() -> Result<Cluster> {
     Cluster::up(UpOptions { storage_only: true, ..UpOptions::default() })
-}
-
-/// Incompressible bytes, different for each seed.
-fn noise(file: &Path, mib: usize, seed: u64) -> Result<()> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ seed;
-    let mut bytes = Vec::with_capacity(mib << 20);
-    while bytes.len() < mib << 20 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    std::fs::write(file, bytes).context("cannot write the noise")
-}
-
-fn tool(name: &str) -> Result<PathBuf> {
-    find_program(name).with_context(|| format!("{name} is missing; `cargo xtask test` installs it"))
-}
-
-fn copy(from: &str, to: &str) -> Result<()> {
-    run(Command::new(tool("nbdcopy")?).args([from, to]).stdin(Stdio::null()).stdout(Stdio::null()))
-}
-
-/// The URI of a volume's NBD socket.
-fn nbd(cluster: &Cluster, volume: &str) -> Result<String> {
-    let socket = capture(&mut cluster.cairn(&["volume", "attach", volume, "--nbd"]))?;
-    Ok(format!("nbd+unix:///?socket={}", socket.trim()))
 }
 
 /// Bytes that all OSDs store.
@@ -60,7 +32,7 @@ fn a_clone_of_a_snapshot_outlives_its_source() -> Result<()> {
     let empty = stored(&cluster)?;
     run(&mut cluster.cairn(&["volume", "create", "v", "--size", "64Mi"]))?;
     let uri = nbd(&cluster, "v")?;
-    copy(&file("first"), &uri)?;
+    nbdcopy(&file("first"), &uri)?;
     let began = Instant::now();
     run(&mut cluster.cairn(&["snapshot", "create", "s", "--volume", "v"]))?;
     println!("a snapshot of a volume in use: {} ms", began.elapsed().as_millis());
@@ -69,9 +41,9 @@ fn a_clone_of_a_snapshot_outlives_its_source() -> Result<()> {
     run(&mut cluster.cairn(&["volume", "create", "c", "--from", "s"]))?;
     println!("a clone: {} ms", began.elapsed().as_millis());
     cluster.kill("osd-1")?;
-    copy(&file("second"), &uri)?;
+    nbdcopy(&file("second"), &uri)?;
     let same = |volume: &str, expected: &str| -> Result<()> {
-        copy(&nbd(&cluster, volume)?, &file("read"))?;
+        nbdcopy(&nbd(&cluster, volume)?, &file("read"))?;
         let (read, expected) = (std::fs::read(file("read"))?, std::fs::read(file(expected))?);
         ensure!(read[..expected.len()] == expected, "volume {volume} is not what it should be");
         ensure!(read[expected.len()..].iter().all(|byte| *byte == 0), "volume {volume} has something at its end");
@@ -87,7 +59,7 @@ fn a_clone_of_a_snapshot_outlives_its_source() -> Result<()> {
     same("c", "first")?;
     ensure!(cluster.cairn_json(&["snapshot", "ls"])?.as_array().is_some_and(Vec::is_empty), "it has no name any more");
     // What the clone overwrites is its own.
-    copy(&file("second"), &nbd(&cluster, "c")?)?;
+    nbdcopy(&file("second"), &nbd(&cluster, "c")?)?;
     same("c", "second")?;
     run(&mut cluster.cairn(&["volume", "detach", "c"]))?;
     run(&mut cluster.cairn(&["volume", "rm", "c"]))?;
@@ -104,7 +76,7 @@ fn a_deleted_snapshot_gives_back_what_only_it_held() -> Result<()> {
     let uri = nbd(&cluster, "v")?;
     for (round, name) in ["one", "two", "three"].into_iter().enumerate() {
         noise(Path::new(&file(name)), 48, round as u64)?;
-        copy(&file(name), &uri)?;
+        nbdcopy(&file(name), &uri)?;
         run(&mut cluster.cairn(&["snapshot", "create", name, "--volume", "v"]))?;
     }
     // OSDs say now and then how much they store.
@@ -114,9 +86,9 @@ fn a_deleted_snapshot_gives_back_what_only_it_held() -> Result<()> {
     run(&mut cluster.cairn(&["volume", "create", "c", "--from", "one"]))?;
     let fewer = layers / 3 * 2;
     until("a third of it to be given back", 60, || Ok((stored(&cluster)? < fewer + (32 << 20)).then_some(())))?;
-    copy(&nbd(&cluster, "c")?, &file("read"))?;
+    nbdcopy(&nbd(&cluster, "c")?, &file("read"))?;
     ensure!(std::fs::read(file("read"))? == std::fs::read(file("one"))?, "the older snapshot is as it was");
-    copy(&uri, &file("read"))?;
+    nbdcopy(&uri, &file("read"))?;
     ensure!(std::fs::read(file("read"))? == std::fs::read(file("three"))?, "the volume is as it was");
     cluster.reset()
 }

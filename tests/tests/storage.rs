@@ -1,47 +1,13 @@
 //! Volumes without an orchestrator: what nbdcopy wrote is read back through the death of OSDs, of the attach daemon,
 //! of the metadata leader, and of everything at once.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
-use cairn_tests::{Cluster, UpOptions, capture, find_program, run, until};
+use anyhow::{Context, Result};
+use cairn_tests::{Cluster, Copying, UpOptions, capture, nbd, nbdcopy, noise, run, tool, until};
 
 fn storage() -> Result<Cluster> {
     Cluster::up(UpOptions { storage_only: true, ..UpOptions::default() })
-}
-
-/// Incompressible bytes that are the same in every run.
-fn noise(file: &Path, mib: usize) -> Result<()> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(mib << 20);
-    while bytes.len() < mib << 20 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    std::fs::write(file, bytes).context("cannot write the noise")
-}
-
-fn tool(name: &str) -> Result<PathBuf> {
-    find_program(name).with_context(|| format!("{name} is missing; `cargo xtask test` installs it"))
-}
-
-/// The URI of a volume's NBD socket.
-fn nbd(cluster: &Cluster, volume: &str) -> Result<String> {
-    let socket = capture(&mut cluster.cairn(&["volume", "attach", volume, "--nbd"]))?;
-    Ok(format!("nbd+unix:///?socket={}", socket.trim()))
-}
-
-fn nbdcopy(from: &str, to: &str) -> Result<Child> {
-    let mut command = Command::new(tool("nbdcopy")?);
-    command.args([from, to]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("cannot start nbdcopy")
-}
-
-fn finished(mut child: Child) -> Result<()> {
-    let status = child.wait().context("nbdcopy cannot be waited for")?;
-    if status.success() { Ok(()) } else { bail!("nbdcopy ended with {status}") }
 }
 
 fn healthy(cluster: &Cluster) -> Result<()> {
@@ -54,20 +20,20 @@ fn what_nbdcopy_wrote_is_read_back_through_deaths() -> Result<()> {
     let mut cluster = storage()?;
     let folder = tempfile::tempdir()?;
     let (written, read) = (folder.path().join("written"), folder.path().join("read"));
-    noise(&written, 96)?;
+    noise(&written, 96, 1)?;
     run(&mut cluster.cairn(&["volume", "create", "v", "--size", "96Mi"]))?;
     let uri = nbd(&cluster, "v")?;
-    run(Command::new(tool("nbdinfo")?).arg(&uri))?;
+    run(tool("nbdinfo")?.arg(&uri))?;
 
-    let copy = nbdcopy(&written.to_string_lossy(), &uri)?;
+    let copy = Copying::start(&written.to_string_lossy(), &uri)?;
     cluster.kill("osd-0")?;
-    finished(copy)?;
+    copy.finish()?;
     healthy(&cluster)?;
     let leader = cluster.cairn_json(&["status"])?["leader_id"].as_u64().context("no leader")?;
-    let copy = nbdcopy(&uri, &read.to_string_lossy())?;
+    let copy = Copying::start(&uri, &read.to_string_lossy())?;
     cluster.kill("osd-2")?;
     cluster.kill(&format!("meta-{leader}"))?;
-    finished(copy)?;
+    copy.finish()?;
     assert_eq!(std::fs::read(&written)?, std::fs::read(&read)?, "what was written is what is read");
     healthy(&cluster)?;
     cluster.reset()
@@ -78,12 +44,12 @@ fn everything_dies_at_once_and_nothing_acknowledged_is_lost() -> Result<()> {
     let mut cluster = storage()?;
     let folder = tempfile::tempdir()?;
     let (written, read) = (folder.path().join("written"), folder.path().join("read"));
-    noise(&written, 32)?;
+    noise(&written, 32, 1)?;
     run(&mut cluster.cairn(&["volume", "create", "v", "--size", "32Mi"]))?;
-    finished(nbdcopy(&written.to_string_lossy(), &nbd(&cluster, "v")?)?)?;
+    nbdcopy(&written.to_string_lossy(), &nbd(&cluster, "v")?)?;
     cluster.cut_power()?;
     cluster.start(true)?;
-    finished(nbdcopy(&nbd(&cluster, "v")?, &read.to_string_lossy())?)?;
+    nbdcopy(&nbd(&cluster, "v")?, &read.to_string_lossy())?;
     assert_eq!(std::fs::read(&written)?, std::fs::read(&read)?, "what was acknowledged is still there");
     cluster.reset()
 }
@@ -96,7 +62,7 @@ fn a_block_device_outlives_its_attach_daemon() -> Result<()> {
     assert_eq!(capture(Command::new("blockdev").args(["--getss", &device]))?.trim(), "4096");
     assert_eq!(cluster.volume_loop(), Some(device.replace("/dev/", "/sys/block/")), "what is checked after a reset");
     let fio = |extra: &[&str]| -> Result<Command> {
-        let mut command = Command::new(tool("fio")?);
+        let mut command = tool("fio")?;
         let filename = format!("--filename={device}");
         command.args(["--name=verify", &filename, "--rw=randwrite", "--bs=4k", "--size=64m", "--direct=1"]);
         command.args(["--ioengine=psync", "--numjobs=1", "--verify=crc32c", "--verify_fatal=1"]).args(extra);
@@ -125,7 +91,7 @@ fn etcdctl_is_served_while_the_leader_dies() -> Result<()> {
     let members = status["members"].as_array().context("no members")?;
     let endpoints: Vec<&str> = members.iter().filter_map(|member| member["address"].as_str()).collect();
     let etcdctl = |args: &[&str]| -> Result<String> {
-        let mut command = Command::new(tool("etcdctl")?);
+        let mut command = tool("etcdctl")?;
         command.env("ETCDCTL_API", "3").args(["--endpoints", &endpoints.join(","), "--command-timeout=20s"]).args(args);
         capture(&mut command)
     };

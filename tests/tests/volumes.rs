@@ -30,6 +30,17 @@ fn rate(command: &mut Command, direction: &str) -> Result<(f64, f64)> {
     Ok((number("iops")?, number("bw_bytes")?))
 }
 
+/// Requests of clients that the OSDs have answered.
+fn served(cluster: &Cluster) -> Result<u64> {
+    let mut sum = 0;
+    for osd in 0..3 {
+        let page = cluster.metrics(&format!("osd-{osd}"))?;
+        let counts = page.lines().filter(|line| line.starts_with("cairn_osd_requests_total{"));
+        sum += counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>();
+    }
+    Ok(sum)
+}
+
 #[test]
 fn limits_hold_within_five_percent_and_change_under_fio() -> Result<()> {
     let mut cluster = Cluster::up(UpOptions { storage_only: true, ..UpOptions::default() })?;
@@ -55,7 +66,8 @@ fn limits_hold_within_five_percent_and_change_under_fio() -> Result<()> {
     let begun = Instant::now();
     let mut limited = fio(&folder, &socket, &["--number_ios=1000"])?;
     let mut limited = limited.stdout(Stdio::null()).spawn().context("cannot start fio")?;
-    std::thread::sleep(Duration::from_secs(3));
+    let before = served(&cluster)?;
+    until("the first of them", 30, || Ok((served(&cluster)? >= before + 20).then_some(())))?;
     assert!(limited.try_wait()?.is_none(), "1000 writes at 10 a second are under way");
     run(&mut cluster.cairn(&["volume", "set", "v", "--iops", "none"]))?;
     assert!(limited.wait()?.success());
@@ -110,16 +122,7 @@ fn what_is_in_the_trash_comes_back_or_goes_for_good() -> Result<()> {
 #[test]
 fn a_claim_deleted_by_mistake_comes_back() -> Result<()> {
     let mut cluster = Cluster::up(UpOptions { without_kubectl: true, ..UpOptions::default() })?;
-    let example = |name: &str| {
-        let file = cairn_tests::root().join("examples").join(name);
-        std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
-    };
-    let class = example("storage-class.yaml")?.replace("cairn-block", "cairn-kept").replace("\"true\"", "\"false\"");
-    let class = format!("{class}\nparameters:\n  deleteRetention: 24h\n");
-    let claim = example("claim.yaml")?.replace("cairn-block", "cairn-kept");
-    let file = cluster.dir().join("kept.yaml");
-    std::fs::write(&file, format!("{class}---\n{claim}")).context("cannot write the manifest")?;
-    let file = file.to_string_lossy().into_owned();
+    let file = cluster.class_and_claim("cairn-kept", "deleteRetention: 24h")?;
     let in_pod = |command: &str| capture(&mut cluster.kube(&["exec", "shell", "--", "sh", "-c", command]));
     let pod = || -> Result<()> {
         run(&mut cluster.kube(&["apply", "-f", "examples/pod.yaml"]))?;

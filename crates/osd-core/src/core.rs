@@ -21,6 +21,7 @@ use crate::output::{
 };
 use crate::peers::{HEARTBEAT_MS, Peers};
 use crate::pg::{Ctx, LoadError, Pg, is_ahead};
+use crate::upkeep::Upkeep;
 
 /// Client requests that wait for a newer map.
 const MAX_WAITING: usize = 1024;
@@ -35,6 +36,7 @@ pub struct OsdCore {
     pgs: BTreeMap<PgId, Pg>,
     peers: Peers,
     fills: Fills,
+    upkeep: Upkeep,
     out: Outbox,
     attempts: u64,
     now: Time,
@@ -62,6 +64,7 @@ impl OsdCore {
             pgs: BTreeMap::new(),
             peers,
             fills: Fills::default(),
+            upkeep: Upkeep::default(),
             out: Outbox::default(),
             attempts: 0,
             now,
@@ -125,6 +128,7 @@ impl OsdCore {
         let map = Arc::clone(&self.map);
         self.peers.handle_map(self.now, &map, watched(&map, me));
         self.fills = Fills::of(&map, me);
+        self.upkeep = Upkeep::of(&map);
         self.follow_map();
         self.out.persist_epoch(self.now, map.epoch);
         if self.pgs.is_empty() {
@@ -443,6 +447,7 @@ impl OsdCore {
             map: &self.map,
             peers: &self.peers,
             fills: &mut self.fills,
+            upkeep: &self.upkeep,
             out: &mut self.out,
             full: self.full,
             attempts: &mut self.attempts,

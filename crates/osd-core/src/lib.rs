@@ -20,6 +20,7 @@ mod peers;
 mod pg;
 pub mod planted;
 pub mod time;
+mod upkeep;
 
 pub use core::OsdCore;
 pub use output::{

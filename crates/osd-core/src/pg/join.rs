@@ -8,11 +8,12 @@
 //! lies below.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use cairn_types::io::ReadData;
 use cairn_types::map::{ClusterMap, SnapPhase};
 use cairn_types::peer::{EntryOp, Logged, ObjectKey, RunContent};
-use cairn_types::{BLOCK_SIZE, ObjectId, SnapId, VolumeId};
+use cairn_types::{BLOCK_SIZE, ObjectId, PoolId, SnapId, VolumeId};
 
 use super::order::Primary;
 use super::read::as_runs;
@@ -20,6 +21,7 @@ use super::{Ctx, ListFor, Pg, ReadFor};
 use crate::Time;
 use crate::output::{Output, ReadFailure};
 use crate::planted::{Bug, planted};
+use crate::upkeep::Upkeep;
 
 /// Layers listed at once, to begin with; a page holds all layers of an object, however many there are.
 const STEP: usize = 64;
@@ -86,10 +88,10 @@ fn lowest(object: ObjectId) -> ObjectKey {
     ObjectKey::new(object.at(SnapId(0)))
 }
 
-fn going(map: &ClusterMap, volume: VolumeId) -> BTreeSet<SnapId> {
-    let snapshots = map.volumes.get(&volume).filter(|fence| !fence.purging).map(|fence| &fence.snapshots);
-    let going = snapshots.into_iter().flatten().filter(|(_, phase)| **phase == SnapPhase::Going);
-    going.map(|(id, _)| *id).collect()
+/// Snapshots that are going, of the volumes of one pool.
+fn all_going(upkeep: &Upkeep, pool: PoolId) -> &BTreeMap<VolumeId, BTreeSet<SnapId>> {
+    static NONE: BTreeMap<VolumeId, BTreeSet<SnapId>> = BTreeMap::new();
+    upkeep.chores(pool).map_or(&NONE, |chores| &chores.going)
 }
 
 impl Join {
@@ -174,21 +176,18 @@ impl Pg {
             return;
         }
         if join.walk.is_none() {
+            let all = all_going(ctx.upkeep, pool);
             join.joined.retain(|volume, joined| {
-                let going = going(ctx.map, *volume);
-                joined.retain(|id| going.contains(id));
+                joined.retain(|id| all.get(volume).is_some_and(|going| going.contains(id)));
                 !joined.is_empty()
             });
             join.reported.retain(|volume, _| join.joined.contains_key(volume));
-            let volumes = ctx.map.volumes.iter().filter(|(_, fence)| fence.pool == pool && !fence.snapshots.is_empty());
-            let mut due = volumes.map(|(volume, _)| *volume).filter(|volume| {
-                let going = going(ctx.map, *volume);
-                !going.is_empty() && join.joined.get(volume).is_none_or(|joined| !joined.is_superset(&going))
-            });
-            let first = due.next();
-            let due = first.into_iter().chain(due).find(|volume| *volume > join.last).or(first);
-            if let Some(volume) = due.filter(|_| join.not_before <= ctx.now) {
-                let going = going(ctx.map, volume);
+            let due = |(volume, going): &(&VolumeId, &BTreeSet<SnapId>)| {
+                join.joined.get(*volume).is_none_or(|joined| !joined.is_superset(going))
+            };
+            let mut next = all.range((Bound::Excluded(join.last), Bound::Unbounded)).chain(all.range(..=join.last));
+            if let Some((volume, going)) = next.find(due).filter(|_| join.not_before <= ctx.now) {
+                let (volume, going) = (*volume, going.clone());
                 let number = ctx.next_attempt();
                 let stage = Stage::Listing { number, limit: STEP, written: BTreeSet::new() };
                 join.last = volume;
@@ -301,8 +300,9 @@ impl Pg {
                     self.touched = true;
                     return;
                 };
-                let going = going(ctx.map, walk.volume);
-                let Some(layer) = layers.iter().copied().find(|layer| going.contains(layer)) else {
+                let going = all_going(ctx.upkeep, self.id.pool).get(&walk.volume);
+                let goes = |layer: &SnapId| going.is_some_and(|going| going.contains(layer));
+                let Some(layer) = layers.iter().copied().find(goes) else {
                     let key = *key;
                     todo.remove(&key);
                     self.touched = true;
@@ -389,8 +389,8 @@ impl Pg {
             return;
         };
         // A lower one may have begun to go meanwhile: it goes first.
-        let gone = going(ctx.map, walk.volume);
-        if layers.iter().copied().find(|layer| gone.contains(layer)) != Some(moving.layer) {
+        let goes = |layer: &SnapId| fence.snapshots.get(layer) == Some(&SnapPhase::Going);
+        if layers.iter().copied().find(goes) != Some(moving.layer) {
             walk.moving = None;
             self.touched = true;
             return;
@@ -423,7 +423,7 @@ impl Pg {
             layers.remove(&moving.layer);
             let key = moving.key;
             // With this entry the object is joined: whoever was held writes below from now on.
-            if !layers.iter().any(|layer| gone.contains(layer)) {
+            if !layers.iter().any(goes) {
                 todo.remove(&key);
             }
             walk.moving = None;

@@ -39,6 +39,7 @@ use crate::outbox::Outbox;
 use crate::output::{Config, ConnId, ReadFailure};
 use crate::peers::Peers;
 use crate::planted::{Bug, planted};
+use crate::upkeep::Upkeep;
 
 pub(crate) use inspect::InspectFor;
 pub use load::{LoadError, Remembered, remembered};
@@ -55,6 +56,7 @@ pub(crate) struct Ctx<'a> {
     pub(crate) map: &'a ClusterMap,
     pub(crate) peers: &'a Peers,
     pub(crate) fills: &'a mut Fills,
+    pub(crate) upkeep: &'a Upkeep,
     pub(crate) out: &'a mut Outbox,
     /// This OSD's store has no room.
     pub(crate) full: bool,

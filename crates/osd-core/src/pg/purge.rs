@@ -43,12 +43,11 @@ impl Pg {
         }
         let purge = &mut primary.purge;
         if purge.walk.is_none() {
-            let wanted = ctx.map.volumes.iter().filter(|(_, fence)| fence.purging && fence.pool == pool);
+            let wanted = ctx.upkeep.chores(pool).into_iter().flat_map(|chores| &chores.purging).copied();
             purge.reported.retain(|volume, _| ctx.map.volumes.contains_key(volume));
             let due =
                 |volume: &VolumeId| purge.reported.get(volume).is_none_or(|at| ctx.now.ms_since(*at) >= REPORT_MS);
-            let next = wanted.map(|(volume, _)| *volume).find(due);
-            purge.walk = next.map(|volume| (volume, Walk::After { key: None, committed: 0 }));
+            purge.walk = wanted.into_iter().find(due).map(|volume| (volume, Walk::After { key: None, committed: 0 }));
         }
         match &mut purge.walk {
             Some((_, walk @ Walk::After { .. })) => {

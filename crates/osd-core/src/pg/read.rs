@@ -53,6 +53,8 @@ impl Pg {
         let (offset, len) = request.op.range();
         let view = request.op.object();
         let fence = ctx.map.volumes.get(&request.volume);
+        // Most volumes have no snapshots: one layer, and nothing to remember of others.
+        let fence = fence.filter(|fence| !fence.snapshots.is_empty());
         let mut below: Vec<SnapId> = fence.map_or_else(Vec::new, |fence| fence.layers_below(view.snapshot).collect());
         let object = view.at(below.pop().unwrap_or_default());
         let envelope = Box::new(request.clone());
