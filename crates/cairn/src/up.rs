@@ -104,7 +104,7 @@ pub(crate) async fn up(options: Up) -> Outcome {
     }
     start_supervisor(&layout)?;
     let metadata = Metadata::of_cluster(&cluster)?;
-    storage(&metadata, &cluster, &say).await.map_err(|failure| with_log(failure, &layout))?;
+    storage(&layout, &metadata, &cluster, &say).await.map_err(|failure| with_log(failure, &layout))?;
     if let Some(part) = &cluster.orchestrator {
         orchestrator(&layout, &cluster, part, &say).await.map_err(|failure| with_log(failure, &layout))?;
     }
@@ -160,7 +160,7 @@ pub(crate) fn start_supervisor(layout: &Layout) -> Outcome {
     Ok(())
 }
 
-async fn storage(metadata: &Metadata, cluster: &Cluster, say: &impl Fn(&str)) -> Outcome {
+async fn storage(layout: &Layout, metadata: &Metadata, cluster: &Cluster, say: &impl Fn(&str)) -> Outcome {
     let leader = wait("the metadata members to elect a leader", async || {
         metadata.status().await.ok().filter(|status| status.leader_id != 0).map(|status| status.leader_id)
     })
@@ -181,6 +181,9 @@ async fn storage(metadata: &Metadata, cluster: &Cluster, say: &impl Fn(&str)) ->
     })
     .await?;
     say("storage: every placement group is active and clean");
+    // Or else who attaches a volume at once would be told that nobody answers.
+    let socket = layout.socket("attach");
+    wait("the attach daemon to answer", async || tokio::net::UnixStream::connect(&socket).await.ok()).await?;
     Ok(())
 }
 
