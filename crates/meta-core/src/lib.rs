@@ -15,6 +15,7 @@
 mod attach;
 mod capacity;
 mod change;
+mod clock;
 mod fills;
 pub mod health;
 mod health_placement;

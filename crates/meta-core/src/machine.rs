@@ -22,6 +22,7 @@ use cairn_types::{Epoch, OsdId, PgId, PoolId, VolumeId};
 use prost::Message;
 use uuid::Uuid;
 
+use crate::clock;
 use crate::history::{History, Touched};
 use crate::keys;
 use crate::record::{self, name_of};
@@ -270,7 +271,8 @@ impl Machine {
             }
         }
         let (cluster, kv) = (self.cluster.clone(), self.kv);
-        self.cluster.clock_s = self.cluster.clock_s.max(command.now_s);
+        let (clock_s, behind_s) = clock::follow(self.cluster.clock_s, self.cluster.behind_s, command.now_s);
+        (self.cluster.clock_s, self.cluster.behind_s) = (clock_s, behind_s);
         turn.now_s = self.cluster.clock_s;
         let (seq, acked_through) = (command.seq, command.acked_through);
         // Before the cluster has its name nothing is decided: the same request, sent again later, is a fresh one.
@@ -434,7 +436,7 @@ impl Machine {
         &self.map
     }
 
-    /// The newest time a command carried: seconds since 1970, never going back.
+    /// The cluster's clock, from the stamps of its commands: seconds since 1970, never going back.
     #[must_use]
     pub fn clock_s(&self) -> u64 {
         self.cluster.clock_s

@@ -213,7 +213,10 @@ fn look(cluster: &mut Cluster, line: &Line<'_>) -> Option<String> {
             Err(error) => refusal(&error),
         },
         "now" => {
-            cluster.now_s += number(line.word(1));
+            match line.word(1).strip_prefix('-') {
+                Some(back) => cluster.now_s -= number(back),
+                None => cluster.now_s += number(line.word(1)),
+            }
             String::new()
         }
         "pgs" => {

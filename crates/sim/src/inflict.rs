@@ -268,7 +268,9 @@ impl World {
     }
 
     fn lose(&mut self, index: usize) {
-        let Some(id) = self.osds[index].id() else { return };
+        // What the disk calls itself may be what it was before it was rolled back; the map knows it by its uuid.
+        let known = self.newest_map().osds.values().find(|osd| osd.uuid.as_u128() == self.osds[index].uuid);
+        let Some(id) = known.map(|osd| osd.id).or(self.osds[index].id()) else { return };
         *self.bus.stats.faults.entry("loss of a disk").or_default() += 1;
         self.bus.say(|| format!("osd {index} ({id}) loses its disk"));
         self.kill_osd(index, true, 2 * SECOND, Some(0));

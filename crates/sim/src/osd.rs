@@ -89,7 +89,7 @@ impl Clock {
 /// See the file's head.
 pub(crate) struct OsdHost {
     pub(crate) index: usize,
-    uuid: u128,
+    pub(crate) uuid: u128,
     pub(crate) life: u32,
     pub(crate) alive: bool,
     pub(crate) paused: bool,
