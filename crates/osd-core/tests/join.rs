@@ -1,11 +1,13 @@
 //! A primary that joins the layers of a snapshot that goes, by hand: what it takes for the answer it asked for. The window is
 //! too short for chance to meet it often.
 
+mod maps;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use cairn_osd_core::{Config, ListToken, OsdCore, Output, Time};
-use cairn_types::map::{ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, SnapPhase, VolumeFence};
+use cairn_types::map::{ClusterMap, PgConfig, SnapPhase, VolumeFence};
 use cairn_types::{ConfVersion, Epoch, Generation, Incarnation, OsdId, PgId, PoolId, SnapId, VolumeId};
 
 const PG: PgId = PgId { pool: PoolId(1), index: 0 };
@@ -15,32 +17,7 @@ const GOING: SnapId = SnapId(5);
 
 /// One OSD, one group of one copy, one volume whose only snapshot goes.
 fn map() -> Arc<ClusterMap> {
-    let osd = Osd {
-        id: ME,
-        uuid: uuid::Uuid::from_u128(1),
-        incarnation: Incarnation(1),
-        dead_through: Incarnation(0),
-        addresses: vec![],
-        up: true,
-        placed: true,
-        weight: 1 << 16,
-        location: Location { zone: "z".into(), rack: "r".into(), host: "h".into() },
-        device_class: "ssd".into(),
-        capacity: 1 << 40,
-        used: 0,
-        acked_epoch: Epoch(0),
-    };
-    let pool = Pool {
-        id: PoolId(1),
-        name: "p".into(),
-        size: 1,
-        min_size: 1,
-        failure_domain: FailureDomain::Osd,
-        device_class: None,
-        object_size: 64 << 10,
-        pg_count: 1,
-        pg_target: 1,
-    };
+    let pool = maps::pool(1, 1, 1);
     let members = vec![ME];
     let config = PgConfig {
         c: ConfVersion(1),
@@ -60,7 +37,7 @@ fn map() -> Arc<ClusterMap> {
     Arc::new(ClusterMap {
         epoch: Epoch(1),
         pools: [(pool.id, pool)].into(),
-        osds: [(ME, osd)].into(),
+        osds: [(ME, maps::osd(ME))].into(),
         pgs: [(PG, config)].into(),
         volumes: [(VOLUME, fence)].into(),
         ..ClusterMap::default()

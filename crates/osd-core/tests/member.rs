@@ -1,11 +1,13 @@
 //! One OSD as a member, by hand: what it may acknowledge, what it may keep of a group that splits, and what it does as the
 //! last one.
 
+mod maps;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_osd_core::{Config, OsdCore, Output, PersistToken, PgChange, Time, Transaction};
-use cairn_types::map::{Born, ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool};
+use cairn_types::map::{Born, ClusterMap, Osd, PgConfig};
 use cairn_types::peer::{EntryOp, LogEntry, LogPoint, LogReport, Logged, PeerMessage, PgMessage};
 use cairn_types::{
     BLOCK_SIZE, ConfVersion, Epoch, Generation, Incarnation, ObjectId, OsdId, PgId, PoolId, RequestId, SnapId, Version,
@@ -39,36 +41,11 @@ fn whole(c: u64) -> PgConfig {
 }
 
 fn map(epoch: u64, pgs: &[(PgId, PgConfig)]) -> Arc<ClusterMap> {
-    let osd = |id: OsdId| Osd {
-        id,
-        uuid: uuid::Uuid::from_u128(id.0.into()),
-        incarnation: LIFE,
-        dead_through: Incarnation(0),
-        addresses: vec![],
-        up: true,
-        placed: true,
-        weight: 1 << 16,
-        location: Location { zone: "z".into(), rack: "r".into(), host: id.0.to_string() },
-        device_class: "ssd".into(),
-        capacity: 1 << 40,
-        used: 0,
-        acked_epoch: Epoch(0),
-    };
-    let pool = Pool {
-        id: PoolId(1),
-        name: "p".into(),
-        size: 2,
-        min_size: 1,
-        failure_domain: FailureDomain::Osd,
-        device_class: None,
-        object_size: 64 << 10,
-        pg_count: pgs.len() as u32,
-        pg_target: pgs.len() as u32,
-    };
+    let pool = maps::pool(2, 1, pgs.len() as u32);
     Arc::new(ClusterMap {
         epoch: Epoch(epoch),
         pools: [(pool.id, pool)].into(),
-        osds: [PRIMARY, ME].map(|id| (id, osd(id))).into(),
+        osds: [PRIMARY, ME].map(|id| (id, maps::osd(id))).into(),
         pgs: pgs.iter().cloned().collect(),
         ..ClusterMap::default()
     })

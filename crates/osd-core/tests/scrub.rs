@@ -1,12 +1,14 @@
 //! Stories of one group on three OSDs whose disks lie: the real cores, a store of a few lines, no clock but the story's.
 
+mod maps;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_osd_core::{Config, ConnId, OsdCore, Output, ReadFailure, Time, Transaction};
 use cairn_types::io::{BlockState, ClientOp, ClientReply, ClientRequest, ReadData, Refusal, ReplyBody};
-use cairn_types::map::{ClusterMap, FailureDomain, Location, Osd, PgConfig, Pool, VolumeFence};
+use cairn_types::map::{ClusterMap, PgConfig, VolumeFence};
 use cairn_types::peer::{EntryOp, PeerMessage, PgMessage, PgState, Run, RunContent};
 use cairn_types::scrub::{BlockCopy, Damage, DamagedBlock, ScrubOutcome};
 use cairn_types::{
@@ -15,7 +17,6 @@ use cairn_types::{
 };
 
 const PG: PgId = PgId { pool: PoolId(1), index: 0 };
-const OBJECT_SIZE: u32 = 64 << 10;
 const ALL: [u32; 3] = [1, 2, 3];
 
 fn object(index: u64) -> ObjectId {
@@ -107,32 +108,7 @@ struct Cluster {
 }
 
 fn map() -> ClusterMap {
-    let osd = |id: u32| Osd {
-        id: OsdId(id),
-        uuid: uuid::Uuid::from_u128(id.into()),
-        incarnation: Incarnation(1),
-        dead_through: Incarnation(0),
-        addresses: vec![],
-        up: true,
-        placed: true,
-        weight: 1 << 16,
-        location: Location { zone: "z".into(), rack: "r".into(), host: id.to_string() },
-        device_class: "ssd".into(),
-        capacity: 1 << 40,
-        used: 0,
-        acked_epoch: Epoch(0),
-    };
-    let pool = Pool {
-        id: PoolId(1),
-        name: "p".into(),
-        size: 3,
-        min_size: 2,
-        failure_domain: FailureDomain::Osd,
-        device_class: None,
-        object_size: OBJECT_SIZE,
-        pg_count: 1,
-        pg_target: 1,
-    };
+    let pool = maps::pool(3, 2, 1);
     let members = ALL.map(OsdId).to_vec();
     let config = PgConfig {
         c: ConfVersion(1),
@@ -147,7 +123,7 @@ fn map() -> ClusterMap {
     let fence = VolumeFence { pool: PoolId(1), generations: [Generation(1)].into(), ..VolumeFence::default() };
     ClusterMap {
         epoch: Epoch(1),
-        osds: ALL.map(|id| (OsdId(id), osd(id))).into(),
+        osds: ALL.map(|id| (OsdId(id), maps::osd(OsdId(id)))).into(),
         pools: [(PoolId(1), pool)].into(),
         pgs: [(PG, config)].into(),
         volumes: [(VolumeId(1), fence)].into(),
