@@ -1,4 +1,5 @@
-//! The cluster's clock: the newest time that a command carried. It never goes back, and it never stands still for long.
+//! The cluster's clock: the newest time that a command carried. It never goes back, and does not stand still because one
+//! host's clock was ahead.
 //!
 //! Commands are stamped by whoever proposes them, and one host's clock may have been ahead for a while. What was stamped
 //! then holds; from then on the others' stamps are behind, and the clock goes on by as much as theirs do. Otherwise nothing
@@ -6,7 +7,7 @@
 //! by the simulation: an OSD under suspicion stayed down although everybody heard it.
 
 /// Stamps that lie further apart than this are of different clocks, or of one that was set: nothing is learnt from what
-/// lies between them.
+/// lies between them. Where those of two clocks come in turns, both behind, the clock waits: slow is safe, fast is not.
 const SAME_CLOCK_S: u64 = 60;
 
 /// The clock after a command: what it shows, and the newest stamp among those that lag behind it (0: none does).
