@@ -26,6 +26,8 @@ pub struct Config {
     pub recoveries: usize,
     /// Pushes in flight per recovering member.
     pub recovery_window: usize,
+    /// Objects listed at once by what walks a PG: fills, purges, joins of layers, emptying. Not 0.
+    pub page: usize,
     /// PGs that this OSD scrubs at once as their primary.
     pub scrubs: usize,
 }
@@ -43,6 +45,7 @@ impl Config {
             log_entries: 1024,
             recoveries: 8,
             recovery_window: 4,
+            page: 64,
             scrubs: 2,
         }
     }

@@ -106,10 +106,6 @@ bugs! {
     ShallowView, "shallow-view";
     /// The layer that goes is removed before its content is below.
     JoinForgets, "join-forgets";
-    /// A primary that goes on in the same interval forgets what it has joined, and reported.
-    ForgetJoined, "forget-joined";
-    /// A listing that an earlier walk asked for is taken for that of the present one.
-    StaleListing, "stale-listing";
 }
 
 #[cfg(feature = "planted")]

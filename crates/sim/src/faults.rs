@@ -59,6 +59,8 @@ pub(crate) enum Moment {
     Fills,
     /// A recovery of what changed has just begun.
     Returns,
+    /// The primary is about to report that it has joined the layers of a snapshot that goes.
+    Joined,
 }
 
 /// What can be wrong with a disk.

@@ -225,9 +225,9 @@ impl MetaHost {
                     if let Some(Waiting::Fence { from, pool, epoch, ask }) = self.waiting.remove(&ticket) {
                         let map = raft.machine().map();
                         let pending = cairn_meta_core::fence_pending(map, pool, epoch);
-                        // What is safe is the half about in-sync members alone. Every second fence rests on it, or nothing
+                        // What is safe is the half about in-sync members alone. Three of four fences rest on it, or nothing
                         // would be seen of replicas that have to refuse what a late primary sends.
-                        let holds = pending.holds() || (epoch.0.is_multiple_of(2) && pending.pgs.is_empty());
+                        let holds = pending.holds() || (!epoch.0.is_multiple_of(4) && pending.pgs.is_empty());
                         bus.send(self.node(), from, Body::FenceHolds { ask, holds });
                     }
                 }

@@ -27,6 +27,7 @@ use crate::check::once::Logs;
 use crate::engine::Engine;
 use crate::faults::Moment;
 use crate::medium::{Done, Image, Medium};
+use crate::profile::Profile;
 use crate::rng::Rng;
 
 /// Between looks at the metadata service.
@@ -116,6 +117,7 @@ pub(crate) struct OsdHost {
     pub(crate) synced: Synced,
     pub(crate) logs: Logs,
     log_entries: usize,
+    page: usize,
     persisting: BTreeMap<u64, Vec<crate::check::flush::Effect>>,
     pub(crate) stopped: bool,
     /// Why its store failed.
@@ -141,7 +143,7 @@ pub(crate) struct OsdHost {
 }
 
 impl OsdHost {
-    pub(crate) fn new(index: usize, rng: &mut Rng, model: bool, log_entries: usize) -> Self {
+    pub(crate) fn new(index: usize, rng: &mut Rng, model: bool, profile: &Profile) -> Self {
         let uuid = 0x05d0_0000 + index as u128;
         let medium = new_medium(uuid, rng, model);
         Self {
@@ -169,7 +171,8 @@ impl OsdHost {
             gives_up: rng.chance(700),
             synced: Synced::default(),
             logs: Logs::default(),
-            log_entries,
+            log_entries: profile.log_entries,
+            page: profile.page,
             persisting: BTreeMap::new(),
             stopped: false,
             failure: None,
@@ -312,6 +315,7 @@ impl OsdHost {
             requests_per_pg: 64,
             bytes_in_flight: 4 << 20,
             log_entries: self.log_entries,
+            page: self.page,
             ..Config::new(id, Incarnation(reply.incarnation), Epoch(reply.epoch))
         };
         let (epoch, pgs) = match self.medium.load() {
@@ -667,6 +671,7 @@ impl OsdHost {
                 bus.stats.sometimes(if snapshots.is_empty() {
                     "a group is purged"
                 } else {
+                    self.moments.push((Moment::Joined, pg, id));
                     "layers of a group are joined"
                 });
                 let request = ReportPurgedRequest {

@@ -183,7 +183,8 @@ fn weather(rng: &mut Rng) -> Fault {
 
 /// One of the situations, beginning about then. Each has a failover in it.
 fn script(rng: &mut Rng, at: Nanos) -> Plan {
-    match rng.below(15) {
+    match rng.below(16) {
+        15 => fenced_after_a_join(rng, at),
         14 => succeeded_on_its_node(rng, at),
         10 => rot_is_read(rng, at),
         11 => late_grants(rng, at),
@@ -437,6 +438,20 @@ fn rot_is_read(rng: &mut Rng, at: Nanos) -> Plan {
     if rng.chance(500) {
         plan.push((dies + rng.between(SECOND, 3 * SECOND), kill(rng, Pick::HotPrimary(volume))));
     }
+    plan
+}
+
+/// A primary has joined what a snapshot left, the service hears of it late, and meanwhile the volume is taken over: what
+/// the old holder has open is cut, and the new one writes.
+fn fenced_after_a_join(rng: &mut Rng, at: Nanos) -> Plan {
+    let volume = ALONE.0;
+    let (delay, lasts) = (rng.between(100 * MS, 1200 * MS), rng.between(SECOND, 3 * SECOND));
+    let late = Fault::Lag { osd: Pick::Source, from: Whom::Members, ways: Ways::Outbound, delay, lasts };
+    let open = Fault::SlowDisk { osd: Pick::HotReplica(volume), delay: rng.between(50 * MS, 400 * MS), lasts };
+    let steal = Fault::Steal { volume, shared: rng.chance(300) };
+    let mut plan: Plan =
+        [late, open, steal].into_iter().map(|fault| (at, when(Moment::Joined, volume, fault))).collect();
+    plan.push((at + rng.between(SECOND, 5 * SECOND), kill(rng, Pick::HotPrimary(volume))));
     plan
 }
 

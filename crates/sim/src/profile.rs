@@ -20,6 +20,8 @@ pub(crate) struct Profile {
     pub(crate) think: Nanos,
     /// Log entries that an OSD keeps.
     pub(crate) log_entries: usize,
+    /// Objects that an OSD lists at once.
+    pub(crate) page: usize,
     /// From then on clients only read.
     pub(crate) writes_until: Nanos,
 }
@@ -46,6 +48,7 @@ impl Profile {
             reads: rng.between(250, 550),
             think: rng.between(80 * MS, 400 * MS),
             log_entries: *rng.pick(&[8, 16, 48]),
+            page: *rng.pick(&[1, 2, 3, 64]),
             writes_until: if rng.chance(350) { rng.between(11 * SECOND, 22 * SECOND) } else { Nanos::MAX },
         }
     }

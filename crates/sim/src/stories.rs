@@ -182,6 +182,7 @@ impl<'a> Words<'a> {
                     "joins" => Moment::Joins,
                     "fills" => Moment::Fills,
                     "returns" => Moment::Returns,
+                    "joined" => Moment::Joined,
                     other => panic!("`{}`: `{other}` is no moment", self.line),
                 };
                 let volume = self.number();

@@ -24,7 +24,7 @@ use crate::check::once::Once;
 use crate::check::prefix::Prefix;
 use crate::check::{Check, Violation};
 use crate::client::{BLOCKS, ClientHost};
-use crate::faults::{Fault, Moment};
+use crate::faults::{Fault, Moment, Pick, Ways, Whom};
 use crate::history::History;
 use crate::meta::MetaHost;
 use crate::osd::{Directory, DiskImage, OsdHost};
@@ -97,7 +97,7 @@ impl World {
         let mut profile = Profile::draw(&mut rng.fork(3));
         profile.writes_until = options.writes_until.unwrap_or(profile.writes_until);
         profile.log_entries = options.log_entries.unwrap_or(profile.log_entries);
-        let osds = (0..options.osds).map(|index| OsdHost::new(index, &mut rng, options.model, profile.log_entries));
+        let osds = (0..options.osds).map(|index| OsdHost::new(index, &mut rng, options.model, &profile));
         let osds = osds.collect();
         let bus = Bus::new(rng.fork(1), options.verbose);
         Self {
@@ -149,7 +149,16 @@ impl World {
         }
         let mut dice = Rng::new(seed).fork(5);
         if drawn && dice.below(3) == 0 {
-            self.bus.at(dice.between(start, end), Event::Fault(Fault::Split));
+            let at = dice.between(start, end);
+            self.bus.at(at, Event::Fault(Fault::Split));
+            if dice.chance(500) {
+                // Somebody misses it, and has by then less, or more, than the others.
+                let (before, lasts) = (dice.between(20 * MS, 3 * SECOND), dice.between(3 * SECOND, 9 * SECOND));
+                let osd = if dice.chance(500) { Pick::HotReplica(0) } else { Pick::HotPrimary(0) };
+                let ways = *dice.pick(&[Ways::Both, Ways::Outbound]);
+                let cut = Fault::Isolate { osd, with: None, from: Whom::Everybody, ways, lasts };
+                self.bus.at(at.saturating_sub(before).max(start), Event::Fault(cut));
+            }
         }
         self.until(start, |_| false);
         // How long the first operations wait for the first leases is not what is measured.

@@ -23,8 +23,6 @@ use crate::output::{Output, ReadFailure};
 use crate::planted::{Bug, planted};
 use crate::upkeep::Upkeep;
 
-/// Layers listed at once, to begin with; a page holds all layers of an object, however many there are.
-const STEP: usize = 64;
 /// An object is read and moved in so many parts.
 const SLICES: u32 = 16;
 /// A walk that left objects behind is followed by another after this long. It ends where it has left so many.
@@ -35,7 +33,8 @@ const REPORT_MS: u64 = 15_000;
 
 #[derive(Debug)]
 enum Stage {
-    /// Waits for the listing of this number. Layers that are written meanwhile may not be in it.
+    /// Waits for the listing of this number. A page holds all layers of an object: `limit` grows until it
+    /// does. Layers that are written meanwhile may not be in it.
     Listing { number: u64, limit: usize, written: BTreeSet<ObjectId> },
     /// Through the last key of the page, but for these, every object is joined.
     Page { todo: BTreeMap<ObjectKey, BTreeSet<SnapId>>, through: Option<ObjectKey>, at_end: bool },
@@ -98,9 +97,6 @@ impl Join {
     /// For the same interval after entries may have been cut: a walk under way is not known to have joined anything. What a
     /// finished one has joined is committed; and it may have been reported, which holds for the interval.
     pub(super) fn carry_over(&mut self) -> Self {
-        if planted(Bug::ForgetJoined) {
-            return Self::default();
-        }
         Self { walk: None, ..std::mem::take(self) }
     }
 
@@ -189,11 +185,11 @@ impl Pg {
             if let Some((volume, going)) = next.find(due).filter(|_| join.not_before <= ctx.now) {
                 let (volume, going) = (*volume, going.clone());
                 let number = ctx.next_attempt();
-                let stage = Stage::Listing { number, limit: STEP, written: BTreeSet::new() };
+                let stage = Stage::Listing { number, limit: ctx.own.page, written: BTreeSet::new() };
                 join.last = volume;
                 join.walk =
                     Some(Walk { volume, going, from: None, stage, moving: None, after: 0, left: BTreeSet::new() });
-                ctx.out.list(self.id, None, STEP, ListFor::Join { number });
+                ctx.out.list(self.id, None, ctx.own.page, ListFor::Join { number });
             } else {
                 self.report_joined(ctx);
             }
@@ -224,7 +220,7 @@ impl Pg {
         let Some(walk) = &mut primary.join.walk else { return };
         let Stage::Listing { number: awaited, limit, written } = &mut walk.stage else { return };
         // One that an earlier walk asked for begins elsewhere.
-        if *awaited != number && !planted(Bug::StaleListing) {
+        if *awaited != number {
             return;
         }
         if !may {
@@ -294,8 +290,8 @@ impl Pg {
                     } else {
                         walk.from = through.map(|key| ObjectKey::new(key.object().at(SnapId::HEAD)));
                         let number = ctx.next_attempt();
-                        walk.stage = Stage::Listing { number, limit: STEP, written: BTreeSet::new() };
-                        ctx.out.list(self.id, walk.from, STEP, ListFor::Join { number });
+                        walk.stage = Stage::Listing { number, limit: ctx.own.page, written: BTreeSet::new() };
+                        ctx.out.list(self.id, walk.from, ctx.own.page, ListFor::Join { number });
                     }
                     self.touched = true;
                     return;

@@ -332,7 +332,7 @@ impl Pg {
     pub(crate) fn handle_list(&mut self, ctx: &mut Ctx<'_>, what: ListFor, objects: Vec<ObjectId>) {
         self.touched = true;
         match what {
-            ListFor::Fill { to, attempt } => self.fill_listed(to, attempt, objects),
+            ListFor::Fill { to, attempt } => self.fill_listed(ctx, to, attempt, objects),
             ListFor::Empty { attempt } => self.empty_listed(ctx, attempt, objects),
             ListFor::Purge { number } => self.purge_listed(ctx, number, objects),
             ListFor::Join { number } => self.join_listed(ctx, number, objects),

@@ -11,8 +11,6 @@ use super::{Ctx, ListFor, Pg};
 use crate::Time;
 use crate::output::Output;
 
-/// Objects listed at once.
-const STEP: usize = 64;
 /// A report is made again when the map does not show it after this long.
 const REPORT_MS: u64 = 5000;
 
@@ -55,7 +53,7 @@ impl Pg {
                 if committed <= commit {
                     let number = ctx.next_attempt();
                     *walk = Walk::Listing { number };
-                    ctx.out.list(self.id, key, STEP, ListFor::Purge { number });
+                    ctx.out.list(self.id, key, ctx.own.page, ListFor::Purge { number });
                 }
             }
             Some((volume, Walk::End { committed })) if *committed <= commit => {
@@ -84,7 +82,7 @@ impl Pg {
             return;
         }
         let last = objects.last().copied().map(ObjectKey::new);
-        let at_end = objects.len() < STEP;
+        let at_end = objects.len() < ctx.own.page;
         for object in objects.into_iter().filter(|object| object.volume == volume) {
             let entry = self.next_entry(ctx, EntryOp::Remove { object });
             self.append(ctx, vec![Logged { entry, data: bytes::Bytes::new() }]);

@@ -16,8 +16,6 @@ use crate::planted::{Bug, planted};
 
 /// The longest range pushed at once.
 const PIECE: u32 = 512 << 10;
-/// Objects listed at once in a fill.
-const LIST_STEP: usize = 32;
 /// Sent again when not acknowledged after this long.
 const RESEND_MS: u64 = 1000;
 /// A range that could not be read here is tried again after this long.
@@ -161,7 +159,7 @@ impl Pg {
             && let Some(Fill::After(after)) = recovery.fill
         {
             recovery.fill = Some(Fill::Listing);
-            ctx.out.list(id, after, LIST_STEP, ListFor::Fill { to: osd, attempt });
+            ctx.out.list(id, after, ctx.own.page, ListFor::Fill { to: osd, attempt });
         }
         let mut wanted = Vec::new();
         for (push, (piece, stage)) in &mut recovery.under_way {
@@ -224,10 +222,10 @@ impl Pg {
     }
 
     /// Objects of the PG, in key order, for a fill.
-    pub(super) fn fill_listed(&mut self, to: OsdId, attempt: u64, objects: Vec<ObjectId>) {
+    pub(super) fn fill_listed(&mut self, ctx: &Ctx<'_>, to: OsdId, attempt: u64, objects: Vec<ObjectId>) {
         let size = self.object_size;
         let Some(recovery) = self.recovery_of(to, attempt) else { return };
-        let at_end = objects.len() < LIST_STEP;
+        let at_end = objects.len() < ctx.own.page;
         let last = objects.last().copied().map(ObjectKey::new);
         for object in objects {
             let cursor = Some(BackfillCursor::Through(ObjectKey::new(object)));

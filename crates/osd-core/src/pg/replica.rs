@@ -11,8 +11,6 @@ use crate::planted::{Bug, planted};
 /// A message takes no further entry at this many payload bytes: with the largest entry (4 MiB) as its last it still
 /// fits into a frame, and many messages share one.
 const MESSAGE_BYTES: usize = 64 << 10;
-/// Objects removed in one step while a member empties itself.
-const EMPTY_STEP: usize = 64;
 
 /// See the file's head.
 #[derive(Debug, Default)]
@@ -259,7 +257,7 @@ impl Pg {
         let durable = self.log_durable();
         self.store(ctx, transaction, durable);
         self.replica.emptying = Some(afterwards);
-        ctx.out.list(self.id, None, EMPTY_STEP, ListFor::Empty { attempt: self.replica.attempt });
+        ctx.out.list(self.id, None, ctx.own.page, ListFor::Empty { attempt: self.replica.attempt });
     }
 
     /// Some of the old content, in key order.
@@ -283,7 +281,7 @@ impl Pg {
     /// That part is gone: the next.
     pub(super) fn empty_more(&mut self, ctx: &mut Ctx<'_>, attempt: u64) {
         if attempt == self.replica.attempt && self.replica.emptying.is_some() {
-            ctx.out.list(self.id, None, EMPTY_STEP, ListFor::Empty { attempt });
+            ctx.out.list(self.id, None, ctx.own.page, ListFor::Empty { attempt });
         }
     }
 
