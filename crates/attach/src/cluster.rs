@@ -54,7 +54,7 @@ impl VolumeSource for Cluster {
         // Published to this node alone: whoever else still has a session (a node that died, say) has lost it.
         let steal = want.steal || volume.published_nodes == [self.node.0.clone()];
         let (node, mode) = (self.node.0.clone(), want.mode);
-        let claim = Claim { volume: want.volume, node, mode, steal, replaces: want.continues };
+        let claim = Claim { volume: want.volume, node, mode, steal, replaces: want.continues, restores: None };
         let holding = Holding::attach(&service, &claim).await?;
         tracing::info!(
             volume = %want.volume, generation = %holding.generation, session = %holding.session, epoch = %holding.epoch,

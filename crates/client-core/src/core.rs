@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use cairn_types::io::{BlockState, ClientOp, ClientReply, ClientRequest, ReadData, Refusal, ReplyBody};
 use cairn_types::map::{ClusterMap, SnapPhase};
-use cairn_types::{BLOCK_SIZE, Incarnation, ObjectId, OsdId, SnapId, TraceId};
+use cairn_types::{BLOCK_SIZE, Generation, Incarnation, ObjectId, OsdId, SnapId, TraceId};
 
-use crate::op::{BadAnswer, Config, IoError, Op, OpId};
+use crate::op::{ABSENT, BadAnswer, Config, DATA, IoError, Op, OpId, ZERO};
 use crate::order::{Access, Order};
 use crate::planted::{Bug, planted};
 use crate::request::{Requests, State, Unusable, verify};
@@ -72,6 +72,15 @@ struct LinkState {
 struct Barrier {
     snapshot: SnapId,
     until: Duration,
+}
+
+/// A state for whoever asked.
+fn state_byte(state: &BlockState) -> u8 {
+    match state {
+        BlockState::Absent => ABSENT,
+        BlockState::Zero => ZERO,
+        BlockState::Data { .. } => DATA,
+    }
 }
 
 /// One volume, one session.
@@ -169,8 +178,8 @@ impl Core {
             return id;
         }
         let access = match &op {
-            Op::Read { .. } => Access::Read(op.blocks()),
-            Op::Write { .. } | Op::Zero { .. } => Access::Write(op.blocks()),
+            Op::Read { .. } | Op::Status { .. } => Access::Read(op.blocks()),
+            Op::Write { .. } | Op::Zero { .. } | Op::CopyUp { .. } => Access::Write(op.blocks()),
             Op::Flush => Access::Barrier,
         };
         self.held_bytes += op.held_bytes();
@@ -190,6 +199,8 @@ impl Core {
         let view = self.config.view;
         let fence = map.volumes.get(&self.config.volume).filter(|fence| !fence.purging);
         let valid = match view {
+            // Who only looks at what has content holds nothing.
+            SnapId::HEAD if self.config.generation == Generation(0) => fence.is_some(),
             SnapId::HEAD => fence.is_some_and(|fence| fence.generations.contains(&self.config.generation)),
             snapshot => fence.is_some_and(|fence| fence.snapshots.get(&snapshot) == Some(&SnapPhase::Ready)),
         };
@@ -314,7 +325,7 @@ impl Core {
         let result = match (&request.what, body) {
             (ClientOp::Read { len, .. }, ReplyBody::Data(read)) => match verify(&read, *len) {
                 Ok(()) => match self.look_above(now, seq, read) {
-                    Some(data) => Ok(data),
+                    Some(read) => Ok(read.data),
                     None => return,
                 },
                 Err(Unusable::Shape) => Err(IoError::BadAnswer(BadAnswer::Shape)),
@@ -325,10 +336,16 @@ impl Core {
                 }
                 Err(Unusable::Mismatch) => Err(IoError::Corrupt),
             },
-            (ClientOp::Write { .. } | ClientOp::Zero { .. }, ReplyBody::Done) => Ok(Bytes::new()),
-            (ClientOp::Read { .. } | ClientOp::Write { .. } | ClientOp::Zero { .. }, _) => {
-                Err(IoError::BadAnswer(BadAnswer::Shape))
+            (ClientOp::Status { len, .. }, ReplyBody::Status(blocks))
+                if blocks.len() == (len / BLOCK_SIZE) as usize =>
+            {
+                match self.look_above(now, seq, ReadData { data: Bytes::new(), blocks }) {
+                    Some(read) => Ok(read.blocks.iter().map(state_byte).collect()),
+                    None => return,
+                }
             }
+            (ClientOp::Write { .. } | ClientOp::Zero { .. }, ReplyBody::Done) => Ok(Bytes::new()),
+            _ => Err(IoError::BadAnswer(BadAnswer::Shape)),
         };
         self.settle(now, seq, result);
     }
@@ -361,32 +378,29 @@ impl Core {
 
     /// A piece that was read, if nothing is left to be asked of the parents; otherwise those are asked, as a request of its
     /// own.
-    fn look_above(&mut self, now: Duration, seq: u64, read: ReadData) -> Option<Bytes> {
-        if self.config.parents.is_empty() {
-            return Some(read.data);
-        }
+    fn look_above(&mut self, now: Duration, seq: u64, read: ReadData) -> Option<ReadData> {
         let request = self.requests.get_mut(seq).expect("looked up before");
+        if self.config.parents.is_empty() || !self.ops[&request.op].looks_above() {
+            return Some(read);
+        }
         let (object, (at, _), level) = (request.what.object(), request.what.range(), request.level);
         let (op, slot, trace) = (request.op, request.slot, request.trace);
         let (read, start) = match request.below.take() {
             None => (read, at),
             Some((whole, start)) => (whole.over(&read, (at - start) / BLOCK_SIZE), start),
         };
-        let Some(parent) = self.config.parents.get(level) else { return Some(read.data) };
+        let Some(parent) = self.config.parents.get(level) else { return Some(read) };
         let base = object.index * u64::from(self.config.object_size) + u64::from(start);
         let inside = |index: usize| base + index as u64 * u64::from(BLOCK_SIZE) < parent.size;
         let unknown = |index: &usize| read.blocks[*index] == BlockState::Absent && inside(*index);
-        let Some(first) = (0..read.blocks.len()).find(unknown) else { return Some(read.data) };
+        let Some(first) = (0..read.blocks.len()).find(unknown) else { return Some(read) };
         let last = (0..read.blocks.len()).rev().find(unknown).unwrap_or(first);
-        let what = ClientOp::Read {
-            object: ObjectId {
-                pool: parent.pool,
-                volume: parent.volume,
-                index: object.index,
-                snapshot: parent.snapshot,
-            },
-            offset: start + first as u32 * BLOCK_SIZE,
-            len: (last + 1 - first) as u32 * BLOCK_SIZE,
+        let object =
+            ObjectId { pool: parent.pool, volume: parent.volume, index: object.index, snapshot: parent.snapshot };
+        let (offset, len) = (start + first as u32 * BLOCK_SIZE, (last + 1 - first) as u32 * BLOCK_SIZE);
+        let what = match request.what {
+            ClientOp::Status { .. } => ClientOp::Status { object, offset, len, since: SnapId(0) },
+            _ => ClientOp::Read { object, offset, len },
         };
         self.requests.remove(seq);
         let seq = self.requests.add(op, slot, trace, what);

@@ -30,5 +30,5 @@ mod model;
 mod stories;
 
 pub use crate::core::{Core, Output};
-pub use crate::op::{BadAnswer, Config, IoError, MAX_DATA, MAX_ZERO, Op, OpId, Parent, Timing};
+pub use crate::op::{ABSENT, BadAnswer, Config, DATA, IoError, MAX_DATA, MAX_ZERO, Op, OpId, Parent, Timing, ZERO};
 pub use crate::throttle::Throttle;

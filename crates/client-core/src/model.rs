@@ -128,6 +128,7 @@ impl Store {
                 data.clone()
             }
             ClientOp::Zero { .. } => Bytes::from(vec![0; len as usize]),
+            ClientOp::Status { .. } => unreachable!("the model asks for no states"),
         };
         content[range.clone()].copy_from_slice(&source);
         for block in range.step_by(BLOCK) {
@@ -237,7 +238,7 @@ impl World {
                     assert!(self.may_be(index, at, *byte), "byte {at} is {byte} for operation {index}");
                 }
             }
-            Op::Write { .. } | Op::Zero { .. } => assert!(data.is_empty()),
+            _ => assert!(data.is_empty()),
         }
     }
 
@@ -401,7 +402,7 @@ fn written(op: &Op, at: u64) -> Option<u8> {
     match op {
         Op::Write { data, .. } => Some(data[(at - offset) as usize]),
         Op::Zero { .. } => Some(0),
-        Op::Read { .. } | Op::Flush => None,
+        Op::Read { .. } | Op::Flush | Op::Status { .. } | Op::CopyUp { .. } => None,
     }
 }
 

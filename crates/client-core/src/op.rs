@@ -4,14 +4,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_types::io::Refusal;
-use cairn_types::{Bytes4k, Epoch, Generation, PoolId, SessionId, SnapId, VolumeId};
+use cairn_types::{BLOCK_SIZE, Bytes4k, Epoch, Generation, PoolId, SessionId, SnapId, VolumeId};
 
 use crate::stripe::cover;
 
 /// The most data one operation reads or writes, bytes.
 pub const MAX_DATA: u64 = 32 << 20;
-/// The longest range one operation zeroes, bytes.
+/// The longest range one operation zeroes, or tells the states of, bytes.
 pub const MAX_ZERO: u64 = 4 << 30;
+
+/// A block that was never written, or discarded: it reads as zeros.
+pub const ABSENT: u8 = 0;
+/// A block that was written as zeros, or discarded above an older layer.
+pub const ZERO: u8 = 1;
+/// A block with data.
+pub const DATA: u8 = 2;
 
 /// One operation's number within its core, rising from 1 in the order in which operations came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +50,25 @@ pub enum Op {
         /// Gives the space back, too.
         unmap: bool,
     },
+    /// Ends with one byte for each block of the range: [`ABSENT`], [`ZERO`] or [`DATA`].
+    Status {
+        /// First byte.
+        offset: u64,
+        /// At most [`MAX_ZERO`].
+        len: u64,
+        /// Only what was written after this snapshot. 0: everything.
+        since: SnapId,
+        /// Of a clone: what it reads from its parents counts, too.
+        parents: bool,
+    },
+    /// Of a clone: makes what it reads from its parents its own, so that it does without them. Nothing that is read
+    /// changes.
+    CopyUp {
+        /// First byte.
+        offset: u64,
+        /// At most [`MAX_DATA`].
+        len: u64,
+    },
     /// Ends when every write that came before it has ended. A write that has ended is durable, so this is all
     /// there is to do.
     Flush,
@@ -53,7 +79,10 @@ impl Op {
     #[must_use]
     pub fn range(&self) -> (u64, u64) {
         match self {
-            Self::Read { offset, len } | Self::Zero { offset, len, .. } => (*offset, *len),
+            Self::Read { offset, len }
+            | Self::Zero { offset, len, .. }
+            | Self::Status { offset, len, .. }
+            | Self::CopyUp { offset, len } => (*offset, *len),
             Self::Write { offset, data } => (*offset, data.len() as u64),
             Self::Flush => (0, 0),
         }
@@ -62,14 +91,15 @@ impl Op {
     /// Whether it changes the volume.
     #[must_use]
     pub fn is_write(&self) -> bool {
-        matches!(self, Self::Write { .. } | Self::Zero { .. })
+        matches!(self, Self::Write { .. } | Self::Zero { .. } | Self::CopyUp { .. })
     }
 
     /// Bytes it keeps in memory until it ends.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         match self {
-            Self::Read { len, .. } => *len,
+            Self::Read { len, .. } | Self::CopyUp { len, .. } => *len,
+            Self::Status { len, .. } => len.div_ceil(u64::from(BLOCK_SIZE)),
             Self::Write { data, .. } => data.len() as u64,
             Self::Zero { .. } | Self::Flush => 0,
         }
@@ -84,7 +114,7 @@ impl Op {
     /// Why it can never succeed on a volume of this size.
     pub(crate) fn check(&self, config: &Config, size: u64) -> Result<(), IoError> {
         let (offset, len) = self.range();
-        let limit = if matches!(self, Self::Zero { .. }) { MAX_ZERO } else { MAX_DATA };
+        let limit = if matches!(self, Self::Zero { .. } | Self::Status { .. }) { MAX_ZERO } else { MAX_DATA };
         if len > limit {
             return Err(IoError::TooLong { len, limit });
         }
@@ -107,7 +137,7 @@ pub struct Config {
     pub volume: VolumeId,
     /// The pool that stores it.
     pub pool: PoolId,
-    /// The holding.
+    /// The holding. 0: none, only to ask for states, or to read a snapshot.
     pub generation: Generation,
     /// No request leaves under a map older than this: the fence holds from this epoch on.
     pub min_epoch: Epoch,

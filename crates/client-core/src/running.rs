@@ -1,18 +1,21 @@
 //! One operation on its way: which pieces it needs next, and what they add up to.
 //!
 //! An operation runs in one or two passes. A write that covers only a part of a block first reads the blocks at its
-//! edges, and then writes whole blocks; nobody can come between, because the operation holds its range.
+//! edges, and then writes whole blocks; nobody can come between, because the operation holds its range. So does a
+//! copy-up, which asks first what the clone has of its own, then reads, and writes what is only its parents'.
 
 use bytes::{Bytes, BytesMut};
 use cairn_types::io::ClientOp;
-use cairn_types::{BLOCK_SIZE, Bytes4k, ObjectId, TraceId};
+use cairn_types::{BLOCK_SIZE, Bytes4k, ObjectId, SnapId, TraceId};
 
-use crate::op::{Config, IoError, Op};
+use crate::op::{ABSENT, Config, IoError, Op};
 use crate::stripe::{Piece, cover, cut, edges};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pass {
     Waiting,
+    /// What the clone has of its own.
+    Own,
     Edges,
     Main,
 }
@@ -36,12 +39,14 @@ pub(crate) struct Running {
     left: usize,
     /// What the pieces of this pass read.
     parts: Vec<Bytes>,
+    /// A byte for each block: what the clone has of its own.
+    own: Vec<Bytes>,
     failed: Option<IoError>,
 }
 
 impl Running {
     pub(crate) fn new(op: Op, trace: TraceId) -> Self {
-        Self { op, trace, pass: Pass::Waiting, left: 0, parts: Vec::new(), failed: None }
+        Self { op, trace, pass: Pass::Waiting, left: 0, parts: Vec::new(), own: Vec::new(), failed: None }
     }
 
     pub(crate) fn op(&self) -> &Op {
@@ -50,6 +55,11 @@ impl Running {
 
     pub(crate) fn trace(&self) -> TraceId {
         self.trace
+    }
+
+    /// Whether what its pieces read now is the parents' where the clone knows nothing.
+    pub(crate) fn looks_above(&self) -> bool {
+        !matches!((&self.op, self.pass), (Op::Status { parents: false, .. }, _) | (Op::CopyUp { .. }, Pass::Own))
     }
 
     /// Its first failure: what has not been sent need not be.
@@ -61,6 +71,10 @@ impl Running {
     pub(crate) fn begin(&mut self, config: &Config) -> Step {
         assert_eq!(self.pass, Pass::Waiting, "an operation begins once");
         let (offset, len) = self.op.range();
+        if let Op::CopyUp { .. } = self.op {
+            self.pass = Pass::Own;
+            return self.pieces(states(self.op.blocks(), SnapId(0), config));
+        }
         let partial = if self.op.is_write() { edges(offset, len) } else { Vec::new() };
         if partial.is_empty() {
             return self.main(config);
@@ -81,6 +95,14 @@ impl Running {
         }
         Some(match (self.failed, self.pass) {
             (Some(error), _) => Step::End(Err(error)),
+            (None, Pass::Own) => {
+                self.own = std::mem::take(&mut self.parts);
+                self.pass = Pass::Edges;
+                // What is all its own is not read.
+                let wanted = self.own.iter().any(|part| part.contains(&ABSENT));
+                let pieces = if wanted { reads(self.op.blocks(), config) } else { Vec::new() };
+                self.pieces(pieces)
+            }
             (None, Pass::Edges) => self.main(config),
             (None, Pass::Main | Pass::Waiting) => Step::End(Ok(self.assemble())),
         })
@@ -100,6 +122,8 @@ impl Running {
             Op::Read { .. } => reads(whole, config),
             Op::Write { offset, data } => writes(whole, merge(*offset, data, &edges), config),
             Op::Zero { offset, len, unmap } => zeroes(*offset, *len, *unmap, &edges, config),
+            Op::Status { since, .. } => states(whole, *since, config),
+            Op::CopyUp { .. } => copies(whole, &self.own, &edges, config),
             Op::Flush => Vec::new(),
         };
         self.pieces(pieces)
@@ -107,7 +131,11 @@ impl Running {
 
     /// What a read has read: the bytes asked for, out of the blocks.
     fn assemble(&mut self) -> Bytes {
-        let Op::Read { offset, len } = self.op else { return Bytes::new() };
+        let (skip, len) = match self.op {
+            Op::Read { offset, len } => ((offset % u64::from(BLOCK_SIZE)) as usize, len as usize),
+            Op::Status { .. } => (0, (self.op.blocks().len() / u64::from(BLOCK_SIZE)) as usize),
+            _ => return Bytes::new(),
+        };
         let parts = std::mem::take(&mut self.parts);
         let whole = match <[Bytes; 1]>::try_from(parts) {
             Ok([single]) => single,
@@ -117,8 +145,7 @@ impl Running {
                 joined.freeze()
             }
         };
-        let skip = (offset % u64::from(BLOCK_SIZE)) as usize;
-        whole.slice(skip..skip + len as usize)
+        whole.slice(skip..skip + len)
     }
 }
 
@@ -129,6 +156,32 @@ fn object(piece: &Piece, config: &Config) -> ObjectId {
 fn reads(range: Bytes4k, config: &Config) -> Vec<ClientOp> {
     let read = |p: Piece| ClientOp::Read { object: object(&p, config), offset: p.offset, len: p.len };
     cut(range, config.object_size).map(read).collect()
+}
+
+fn states(range: Bytes4k, since: SnapId, config: &Config) -> Vec<ClientOp> {
+    let status = |p: Piece| ClientOp::Status { object: object(&p, config), offset: p.offset, len: p.len, since };
+    cut(range, config.object_size).map(status).collect()
+}
+
+/// What was read of blocks that the clone did not have, as writes; zeros need not be had.
+fn copies(range: Bytes4k, own: &[Bytes], read: &[Bytes], config: &Config) -> Vec<ClientOp> {
+    let block = BLOCK_SIZE as usize;
+    let mut pieces = Vec::new();
+    for ((piece, own), read) in cut(range, config.object_size).zip(own).zip(read) {
+        let wanted = |at: usize| own[at] == ABSENT && read[at * block..(at + 1) * block].iter().any(|byte| *byte != 0);
+        let mut at = 0;
+        while at < own.len() {
+            let end = (at..own.len()).find(|at| !wanted(*at)).unwrap_or(own.len());
+            if end > at {
+                let data = read.slice(at * block..end * block);
+                let crcs = data.chunks(block).map(crc32c::crc32c).collect();
+                let offset = piece.offset + at as u32 * BLOCK_SIZE;
+                pieces.push(ClientOp::Write { object: object(&piece, config), offset, data, crcs });
+            }
+            at = end + 1;
+        }
+    }
+    pieces
 }
 
 fn writes(range: Bytes4k, data: Bytes, config: &Config) -> Vec<ClientOp> {

@@ -1,5 +1,7 @@
 //! Short stories of one core, told event by event.
 
+mod clones;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -503,48 +505,6 @@ fn a_snapshot_that_would_hold_writes_back_for_too_long_is_not_taken() {
     story.map(with_snapshot(4, 5, SnapPhase::Going));
     story.map(with_snapshot(5, 6, SnapPhase::Taking));
     assert!(story.sent().is_empty(), "the next one is another matter");
-}
-
-#[test]
-fn what_a_clone_does_not_know_its_parents_do() {
-    let parent = |volume, snapshot, blocks: u64| Parent {
-        volume: VolumeId(volume),
-        pool: PoolId(1),
-        snapshot: SnapId(snapshot),
-        size: blocks * 4096,
-    };
-    let parents = vec![parent(7, 3, 2), parent(8, 1, 1)];
-    let mut story = Story::new(Config { parents, ..config() });
-    story.map(map(2));
-    let read = story.op(Op::Read { offset: 0, len: u64::from(OBJECT) });
-    let absent = |blocks: usize| {
-        let data = vec![0; blocks * 4096].into();
-        Ok(ReplyBody::Data(ReadData { data, blocks: vec![BlockState::Absent; blocks] }))
-    };
-    let (osd, own) = story.one_sent();
-    story.reply(osd, &own, absent(2));
-    let (osd, first) = story.one_sent();
-    assert_ne!(first.id, own.id, "a request of its own");
-    let asked = first.op.object();
-    assert_eq!(
-        (asked.volume, asked.snapshot, first.volume, first.op.range()),
-        (VolumeId(7), SnapId(3), VolumeId(7), (0, 8192))
-    );
-    // The second block is there; the first is asked of the parent's parent, which ends before the second.
-    let crc = crc32c::crc32c(&[4; 4096]);
-    let mut bytes = vec![0; 8192];
-    bytes[4096..].fill(4);
-    let blocks = vec![BlockState::Absent, BlockState::Data { crc }];
-    story.reply(osd, &first, Ok(ReplyBody::Data(ReadData { data: bytes.into(), blocks })));
-    let (osd, second) = story.one_sent();
-    assert_eq!((second.op.object().volume, second.op.range()), (VolumeId(8), (0, 4096)));
-    story.reply(osd, &second, data(6, 1));
-    let expected = [vec![6; 4096], vec![4; 4096]].concat();
-    assert_eq!(story.done(), vec![(read, Ok(Bytes::from(expected)))]);
-    // What it discards must not be seen in the parent again.
-    story.op(Op::Zero { offset: 0, len: 4096, unmap: true });
-    let (_, zero) = story.one_sent();
-    assert!(matches!(zero.op, ClientOp::Zero { unmap: false, .. }), "{zero:?}");
 }
 
 #[test]

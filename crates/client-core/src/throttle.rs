@@ -105,9 +105,9 @@ impl Throttle {
     /// it; a flush costs nothing, because it stores nothing.
     pub fn count(&mut self, now: Duration, op: &Op) {
         let (operations, bytes) = match op {
-            Op::Flush => return,
+            Op::Flush | Op::Status { .. } => return,
             Op::Zero { .. } => (1, 0),
-            Op::Read { len, .. } => (1, *len),
+            Op::Read { len, .. } | Op::CopyUp { len, .. } => (1, *len),
             Op::Write { data, .. } => (1, data.len() as u64),
         };
         let depth = self.burst + SLACK;

@@ -21,6 +21,8 @@ pub struct Claim {
     pub steal: bool,
     /// The generation this session takes over from, on the same node.
     pub replaces: Option<Generation>,
+    /// To roll the volume back to this snapshot of it.
+    pub restores: Option<SnapId>,
 }
 
 /// A valid generation of a volume, and what is needed to use it.
@@ -81,9 +83,39 @@ impl Holding {
             data_session: session_to(session),
             steal: claim.steal,
             replaces: claim.replaces.map_or(0, |generation| generation.0),
+            restores: claim.restores.map_or(0, |snapshot| snapshot.0),
         };
         let reply = meta.attach(request).await?;
         Self::from_reply(&reply, session, claim.mode == AttachMode::ReadOnly)
+    }
+
+    /// To look at what of a volume has content, and at nothing else. It may be attached anywhere, and must have been once:
+    /// what never was has no content.
+    ///
+    /// # Errors
+    /// When the metadata service's answer lacks what it must say.
+    pub fn of_onlooker(volume: &meta::Volume) -> Result<Self, AttachError> {
+        let session = SessionId(Uuid::new_v4().as_u128());
+        let reply = meta::AttachReply { volume: Some(volume.clone()), generation: 1, epoch: 0 };
+        Ok(Self { generation: Generation(0), ..Self::from_reply(&reply, session, true)? })
+    }
+
+    /// To read a snapshot: nobody need be asked, it never changes.
+    ///
+    /// # Errors
+    /// When the metadata service's answer lacks what it must say.
+    pub fn of_snapshot(reply: &meta::GetSnapshotReply) -> Result<Self, AttachError> {
+        let snapshot = reply.snapshot.as_ref().ok_or(AttachError::Unusable("snapshot"))?;
+        let volume = meta::Volume {
+            id: snapshot.volume,
+            pool: snapshot.pool,
+            size: snapshot.size,
+            object_size: reply.object_size,
+            parents: reply.parents.clone(),
+            ..meta::Volume::default()
+        };
+        let holding = Self::of_onlooker(&volume)?;
+        Ok(Self { view: SnapId(snapshot.id), epoch: Epoch(reply.epoch), ..holding })
     }
 
     /// The holding that the answer to an attach describes.

@@ -13,7 +13,7 @@ mod driver;
 mod holding;
 mod volume;
 
-pub use cairn_client_core::{IoError, MAX_DATA, MAX_ZERO, Parent, Timing};
+pub use cairn_client_core::{ABSENT, DATA, IoError, MAX_DATA, MAX_ZERO, Parent, Timing, ZERO};
 pub use cairn_rpc::{Address, Backoff};
 pub use holding::{AttachError, Claim, Holding};
 pub use volume::{Options, Volume, VolumeError};

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use cairn_client_core::{Config, IoError, MAX_ZERO, Op, Timing};
 use cairn_meta_client::{MapWatch, MetaClient};
 use cairn_rpc::Backoff;
+use cairn_types::SnapId;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::Holding;
@@ -152,6 +153,24 @@ impl Volume {
             left -= len;
         }
         Ok(())
+    }
+
+    /// What each block of a range is: a byte for each, [`crate::ABSENT`], [`crate::ZERO`] or [`crate::DATA`].
+    /// `since`: only what was written after this snapshot; `parents`: what a clone reads there counts, too. At most
+    /// [`MAX_ZERO`] bytes.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub async fn status_at(&self, offset: u64, len: u64, since: SnapId, parents: bool) -> Result<Bytes, VolumeError> {
+        self.run(Op::Status { offset, len, since, parents }).await
+    }
+
+    /// Makes what a clone reads from its parents its own, in a range of at most [`cairn_client_core::MAX_DATA`].
+    ///
+    /// # Errors
+    /// [`VolumeError`]; any part of the range may or may not be its own.
+    pub async fn copy_up_at(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
+        self.run(Op::CopyUp { offset, len }).await.map(|_| ())
     }
 
     /// Returns when every write that was asked for before it is durable.

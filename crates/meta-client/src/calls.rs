@@ -269,8 +269,11 @@ impl MetaClient {
     /// [`MetaError`].
     pub async fn end_session(&self, volume: VolumeId, generation: Generation) -> Result<(), MetaError> {
         let by = Some(meta::volume_ref::By::Id(volume.0));
-        let request =
-            meta::DetachRequest { mutation: None, volume: Some(meta::VolumeRef { by }), generation: generation.0 };
+        let request = meta::DetachRequest {
+            volume: Some(meta::VolumeRef { by }),
+            generation: generation.0,
+            ..Default::default()
+        };
         self.detach(request).await.map(|_| ())
     }
 

@@ -5,18 +5,21 @@
 
 use cairn_proto::convert::{attach_mode_from, session_from};
 use cairn_proto::meta::{
-    AttachReply, AttachRequest, Attachment, DetachReply, DetachRequest, ErrorCode, NodeRecord, Publication,
-    PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply, RegisterNodeRequest, UnpublishVolumeReply,
-    UnpublishVolumeRequest, VolumeRecord,
+    AttachReply, AttachRequest, Attachment, Completed, DetachReply, DetachRequest, ErrorCode, NodeRecord, Publication,
+    PublishVolumeReply, PublishVolumeRequest, RegisterNodeReply, RegisterNodeRequest, SnapshotPhase, SnapshotRef,
+    UnpublishVolumeReply, UnpublishVolumeRequest, VolumeRecord, snapshot_ref,
 };
 use cairn_types::map::Location;
 use cairn_types::volume::AttachMode;
 
 use crate::machine::{Machine, Turn};
 use crate::refusal::{Outcome, Refusal};
+use crate::state::StateRead;
 use crate::volume::{called, required, shown};
-use crate::{keys, record};
+use crate::{keys, record, snapshot};
 
+/// What begins with this is no node but an administrator's program, which may attach a volume for as long as it runs.
+const PROGRAM: &str = "admin:";
 /// Volumes of a node that does not say how many it can hold.
 const VOLUMES: u32 = 512;
 /// The most nodes that hold one volume at once.
@@ -65,7 +68,7 @@ impl Machine {
     }
 
     fn check_node(&self, node: &str) -> Result<(), Refusal> {
-        if self.nodes.contains_key(node) {
+        if self.nodes.contains_key(node) || (node.starts_with(PROGRAM) && node.len() <= 253) {
             return Ok(());
         }
         let message = format!("there is no node `{node}`");
@@ -158,6 +161,7 @@ impl Machine {
             return Err(Refusal::invalid("every attachment needs a data session of its own").into());
         }
         check_publication(&record, request, mode)?;
+        check_restore(&turn.state, &record, request, mode)?;
         let replaced = |a: &Attachment| a.node == request.node || a.generation == request.replaces;
         if !request.steal {
             check_holders(&record, held.iter().filter(|a| !replaced(a)), mode)?;
@@ -177,6 +181,7 @@ impl Machine {
             mode: request.mode,
         });
         volume.attachments = kept;
+        volume.restoring = request.restores;
         record.next_generation += 1;
         self.give_up_taking(turn, &mut record)?;
         self.write_volume(turn, &record);
@@ -188,14 +193,66 @@ impl Machine {
             return Ok(DetachReply {});
         };
         let volume = record.volume.get_or_insert_default();
-        let before = volume.attachments.len();
-        volume.attachments.retain(|attachment| attachment.generation != request.generation);
-        if volume.attachments.len() != before {
-            self.give_up_taking(turn, &mut record)?;
-            self.write_volume(turn, &record);
-        }
+        let at = volume.attachments.iter().position(|attachment| attachment.generation == request.generation);
+        let Some(ended) = at.map(|at| volume.attachments.remove(at)) else {
+            if request.completed() == Completed::Nothing {
+                return Ok(DetachReply {});
+            }
+            let message = format!("generation {} does not hold {} any more", request.generation, called(&record));
+            return Err(Refusal::precondition(message).remedy("begin again").into());
+        };
+        let alone = attach_mode_from(ended.mode)? == AttachMode::Exclusive;
+        let parents = match request.completed() {
+            Completed::Restore if volume.restoring != 0 => {
+                volume.restoring = 0;
+                Vec::new()
+            }
+            Completed::Flatten if alone => std::mem::take(&mut volume.parents),
+            Completed::Nothing => Vec::new(),
+            Completed::Restore | Completed::Flatten => {
+                let message = format!("generation {} was not attached for that", request.generation);
+                return Err(Refusal::precondition(message).into());
+            }
+        };
+        self.give_up_taking(turn, &mut record)?;
+        self.write_volume(turn, &record);
+        self.unpin(turn, &parents)?;
         Ok(DetachReply {})
     }
+}
+
+/// A volume that was rolled back only in part is neither as it was nor as it should be.
+fn check_restore(
+    state: &dyn StateRead,
+    record: &VolumeRecord,
+    request: &AttachRequest,
+    mode: AttachMode,
+) -> Outcome<()> {
+    let volume = record.volume.as_ref().map_or(0, |volume| volume.id);
+    let restoring = record.volume.as_ref().map_or(0, |volume| volume.restoring);
+    if request.restores == 0 {
+        return if restoring == 0 { Ok(()) } else { Err(half_restored(state, record).into()) };
+    }
+    let by = SnapshotRef { by: Some(snapshot_ref::By::Id(request.restores)) };
+    let wanted = snapshot::shown(&snapshot::known(state, Some(&by))?);
+    if wanted.volume != volume || wanted.phase() != SnapshotPhase::Ready {
+        let message = format!("`{}` is no complete snapshot of {}", wanted.name, called(record));
+        return Err(Refusal::precondition(message).into());
+    }
+    if mode != AttachMode::Exclusive {
+        return Err(Refusal::invalid("a volume is rolled back by whoever has it alone").into());
+    }
+    Ok(())
+}
+
+/// Why nothing else can be done to such a volume.
+pub(crate) fn half_restored(state: &dyn StateRead, record: &VolumeRecord) -> Refusal {
+    let volume = record.volume.clone().unwrap_or_default();
+    let by = SnapshotRef { by: Some(snapshot_ref::By::Id(volume.restoring)) };
+    let name = snapshot::find(state, Some(&by)).ok().flatten().map(|record| snapshot::shown(&record).name);
+    let name = name.unwrap_or_else(|| format!("id:{}", volume.restoring));
+    Refusal::precondition(format!("{} is being rolled back to snapshot `{name}`", called(record)))
+        .remedy(format!("where that was interrupted, finish it: cairn volume rollback {} --to {name}", volume.name))
 }
 
 /// A volume that is published somewhere is for those nodes, in their mode. One that is published nowhere may be attached

@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 
 use cairn_proto::meta::{
-    ListSnapshotsReply, ListSnapshotsRequest, ListVolumesReply, ListVolumesRequest, Location, Node, PoolStatus,
-    Snapshot, SnapshotPhase, SnapshotRecord, SnapshotRef, Usage, Volume, VolumeRecord, VolumeRef, volume_ref,
+    GetSnapshotReply, ListSnapshotsReply, ListSnapshotsRequest, ListVolumesReply, ListVolumesRequest, Location, Node,
+    PoolStatus, Snapshot, SnapshotPhase, SnapshotRecord, SnapshotRef, Usage, Volume, VolumeRecord, VolumeRef,
+    volume_ref,
 };
 use cairn_types::map::{ClusterMap, PgConfig, Pool};
 use cairn_types::{Epoch, OsdId, PgId, PoolId, SnapId, VolumeId};
@@ -122,8 +123,16 @@ pub fn volumes(machine: &Machine, state: &dyn StateRead, request: &ListVolumesRe
 ///
 /// # Errors
 /// When its record cannot be read.
-pub fn snapshot(state: &dyn StateRead, by: &SnapshotRef) -> Result<Option<Snapshot>, Corrupt> {
-    Ok(snapshot::find(state, Some(by))?.map(|record| snapshot::shown(&record)))
+pub fn snapshot(
+    machine: &Machine,
+    state: &dyn StateRead,
+    by: &SnapshotRef,
+) -> Result<Option<GetSnapshotReply>, Corrupt> {
+    let Some(record) = snapshot::find(state, Some(by))? else { return Ok(None) };
+    let shown = snapshot::shown(&record);
+    let object_size = machine.map().pools.get(&PoolId(shown.pool)).map_or(0, |pool| pool.object_size);
+    let epoch = machine.map().epoch.0;
+    Ok(Some(GetSnapshotReply { snapshot: Some(shown), parents: record.parents, object_size, epoch }))
 }
 
 /// A snapshot by id, whatever becomes of it, and whether it still waits for a writer.

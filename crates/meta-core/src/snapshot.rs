@@ -116,6 +116,9 @@ impl Machine {
         }
         let mut volume = required(&turn.state, request.volume.as_ref())?;
         let shown_volume = crate::volume::shown(&volume);
+        if shown_volume.restoring != 0 {
+            return Err(crate::attach::half_restored(&turn.state, &volume).into());
+        }
         if volume.snapshots.len() >= SNAPSHOTS {
             let message =
                 format!("{} has {SNAPSHOTS} snapshots, those that are being deleted included", called(&volume));
@@ -247,6 +250,9 @@ impl Machine {
             return Ok(DeleteSnapshotReply { existed: true });
         }
         let mut volume = volume_record(&turn.state, volume_of(&snapshot))?;
+        if volume.volume.as_ref().is_some_and(|volume| volume.restoring == id.0) && !volume.retired {
+            return Err(crate::attach::half_restored(&turn.state, &volume).into());
+        }
         if was_held(&volume) {
             self.let_go(turn, &mut volume, &mut snapshot)?;
             self.write_volume(turn, &volume);

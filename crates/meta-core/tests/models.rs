@@ -409,6 +409,7 @@ fn act(cluster: &mut Cluster, deed: Deed, session: &mut u64) {
                 data_session: Bytes::from(format!("{session:_>16}")),
                 steal,
                 replaces: 0,
+                restores: 0,
             })
         }
     };

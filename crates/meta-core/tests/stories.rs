@@ -16,7 +16,7 @@ use cairn_proto::etcdserverpb::{
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
-    AttachMode, AttachRequest, ChangePgsRequest, ChangePoolRequest, ChangeVolumeRequest, CommandError,
+    AttachMode, AttachRequest, ChangePgsRequest, ChangePoolRequest, ChangeVolumeRequest, CommandError, Completed,
     CreatePoolRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeReply,
     DeleteVolumeRequest, DetachRequest, DownEvidence, FinishSnapshot, InitCluster, LeaseExpire, ListVolumesRequest,
     Location, LogPoint, OsdReports, PgChange, PgId, Pool, PublishVolumeRequest, PurgeTrashRequest, RegisterNodeRequest,
@@ -564,9 +564,17 @@ fn payload(cluster: &Cluster, line: &Line<'_>) -> Option<Payload> {
             data_session: bytes(&format!("{:_<16}", line.value("session"))),
             steal: line.has("steal"),
             replaces: line.number("replaces"),
+            restores: line.number("restores"),
         }),
         "detach" => {
-            Payload::Detach(DetachRequest { mutation: None, volume: by(name), generation: line.number("generation") })
+            let completed = match line.value("completed") {
+                "" => Completed::Nothing,
+                "restore" => Completed::Restore,
+                "flatten" => Completed::Flatten,
+                other => panic!("`{other}` cannot be completed"),
+            };
+            let (volume, generation) = (by(name), line.number("generation"));
+            Payload::Detach(DetachRequest { mutation: None, volume, generation, completed: completed.into() })
         }
         "put" => Payload::KvPut(PutRequest {
             key: bytes(name),
@@ -614,6 +622,9 @@ fn volume(volume: &Volume) -> String {
     }
     if !volume.published_nodes.is_empty() {
         write!(text, " published={}", volume.published_nodes.join(",")).unwrap();
+    }
+    if volume.restoring != 0 {
+        write!(text, " restoring={}", volume.restoring).unwrap();
     }
     if let Some(limits) = volume.limits {
         write!(text, " iops={} bandwidth={} burst={}", limits.iops, limits.bandwidth, limits.burst_s).unwrap();

@@ -106,6 +106,8 @@ bugs! {
     ShallowView, "shallow-view";
     /// The layer that goes is removed before its content is below.
     JoinForgets, "join-forgets";
+    /// What was written directly after a snapshot does not count as changed since.
+    SinceSkips, "since-skips";
 }
 
 #[cfg(feature = "planted")]

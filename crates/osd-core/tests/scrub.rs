@@ -254,7 +254,7 @@ impl Cluster {
     fn read(&mut self, index: u64, offset: u32) -> Result<Bytes, Refusal> {
         match self.answer(ClientOp::Read { object: object(index).at(SnapId::HEAD), offset, len: BLOCK_SIZE })? {
             ReplyBody::Data(read) => Ok(read.data),
-            ReplyBody::Done => panic!("a read is answered with data"),
+            ReplyBody::Done | ReplyBody::Status(_) => panic!("a read is answered with data"),
         }
     }
 

@@ -139,6 +139,7 @@ impl Cluster {
             mode: AttachMode::Exclusive,
             steal: false,
             replaces: None,
+            restores: None,
         };
         let holding = Holding::attach(&self.client, &claim).await.unwrap();
         Volume::open(&holding, self.client.watch_map(), Some(self.client.clone()), Options::default())

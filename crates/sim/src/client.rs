@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn_client_core::{Config, Core, IoError, Op, OpId, Output, Timing};
+use cairn_client_core::{ABSENT, Config, Core, DATA, IoError, Op, OpId, Output, Timing};
 use cairn_proto::meta::command::Payload;
 use cairn_proto::meta::command_reply::Result as Answer;
 use cairn_proto::meta::{
@@ -30,6 +30,8 @@ const PULSE: Nanos = 200 * MS;
 
 /// Blocks of each volume that are worked on.
 pub(crate) const BLOCKS: u64 = 80;
+/// In a sweep: not a block, but the states of all of them.
+pub(crate) const STATES: u64 = BLOCKS;
 
 /// One operation under way: its blocks, in order, with where they are noted.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ struct Running {
     begun: Nanos,
     blocks: Vec<(Block, usize)>,
     is_read: bool,
+    /// It asked for states: all of them, or what changed since this snapshot.
+    states: Option<SnapId>,
 }
 
 /// What a call to the metadata service was for.
@@ -104,6 +108,10 @@ pub(crate) struct ClientHost {
     /// It holds no volume and reads snapshots.
     pub(crate) views: bool,
     view: SnapId,
+    /// The one before that which it reads, if there is one.
+    since: SnapId,
+    /// Blocks that are said to be the same in two snapshots.
+    pub(crate) unchanged: Vec<(Block, SnapId, SnapId)>,
     /// Snapshots to be read whole at the end.
     pub(crate) to_view: Vec<(VolumeId, SnapId)>,
     /// Blocks that were read of snapshots.
@@ -143,6 +151,8 @@ impl ClientHost {
             view: SnapId::HEAD,
             to_view: Vec::new(),
             viewed: Vec::new(),
+            since: SnapId(0),
+            unchanged: Vec::new(),
             taken: Vec::new(),
             taking: false,
             snapshots: 0,
@@ -196,6 +206,7 @@ impl ClientHost {
             data_session: self.session.to_be_bytes().to_vec().into(),
             steal: true,
             replaces: 0,
+            restores: 0,
         };
         self.caller.call(bus, Payload::Attach(request), Asked::Attach);
         self.holding = Holding::Asking;
@@ -209,7 +220,7 @@ impl ClientHost {
         }
         let Some(volume) = self.volume.take() else { return };
         let volume = Some(VolumeRef { by: Some(volume_ref::By::Id(volume.0)) });
-        let request = DetachRequest { mutation: None, volume, generation: self.generation };
+        let request = DetachRequest { volume, generation: self.generation, ..DetachRequest::default() };
         self.caller.call(bus, Payload::Detach(request), Asked::Other);
         self.holding = Holding::Nothing;
         self.ops.clear();
@@ -400,6 +411,7 @@ impl ClientHost {
         let Profile { hot, hot_share, reads, .. } = &self.profile;
         let sweep = self.sweep.pop();
         let (first, count) = match sweep {
+            Some(STATES) => (0, BLOCKS),
             Some(block) => (block, 1),
             // Only where the group is that others write in: it goes on reading when no other group answers.
             None if reader => (*bus.rng.pick(self.profile.same_object()), 1),
@@ -411,6 +423,7 @@ impl ClientHost {
         let (offset, len) = (first * u64::from(BLOCK_SIZE), count * u64::from(BLOCK_SIZE));
         let mut values = vec![0; count as usize];
         let op = match kind {
+            _ if sweep == Some(STATES) => Op::Status { offset, len, since: self.since, parents: false },
             _ if sweep.is_some() => Op::Read { offset, len },
             _ if kind < *reads => Op::Read { offset, len },
             0..900 => {
@@ -424,10 +437,11 @@ impl ClientHost {
             900..970 => Op::Zero { offset, len, unmap: bus.rng.chance(500) },
             _ => Op::Flush,
         };
-        let is_read = matches!(op, Op::Read { .. });
+        let is_read = matches!(op, Op::Read { .. } | Op::Status { .. });
+        let states = if let Op::Status { since, .. } = op { Some(since) } else { None };
         let blocks = match op {
             Op::Flush => Vec::new(),
-            _ if self.views => vec![((volume, first), 0)],
+            _ if self.views => (first..first + count).map(|block| ((volume, block), 0)).collect(),
             _ => values
                 .iter()
                 .enumerate()
@@ -439,7 +453,7 @@ impl ClientHost {
         };
         bus.stats.begun += 1;
         let id = core.handle_op(Duration::from_nanos(bus.now), op, TraceId(0));
-        self.ops.insert(id, Running { begun: bus.now, blocks, is_read });
+        self.ops.insert(id, Running { begun: bus.now, blocks, is_read, states });
         self.drain(bus, history, directory);
     }
 
@@ -523,6 +537,19 @@ impl ClientHost {
         }
         bus.stats.slowest = bus.stats.slowest.max(bus.now - running.begun);
         match result {
+            Ok(data) if running.states.is_some() => {
+                let since = running.states.unwrap_or_default();
+                for ((block, at), state) in running.blocks.iter().zip(&data) {
+                    bus.note(&[block.1, u64::from(*state)]);
+                    match *state {
+                        // Some content: which, only a read can tell.
+                        DATA => {}
+                        ABSENT if since != SnapId(0) => self.unchanged.push((*block, since, self.view)),
+                        _ if self.views => self.viewed.push((*block, self.view, 0)),
+                        _ => history.end(*block, *at, Some(0), bus.now),
+                    }
+                }
+            }
             Ok(data) => {
                 for (index, (block, at)) in running.blocks.iter().enumerate() {
                     let start = index * BLOCK_SIZE as usize;

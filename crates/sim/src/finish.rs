@@ -8,7 +8,7 @@ use cairn_types::{ObjectId, OsdId, PgId};
 
 use crate::bus::{Event, MS};
 use crate::check::{Check, Violation, linear, lost, replicas};
-use crate::client::{BLOCKS, ClientHost};
+use crate::client::{ClientHost, STATES};
 use crate::rebalance;
 use crate::world::{DOOMED, World};
 
@@ -54,7 +54,7 @@ impl World {
             if self.clients[index].views {
                 self.clients[index].to_view.clone_from(&ready);
             } else if self.clients[index].is_working() {
-                self.clients[index].sweep = (0..BLOCKS).collect();
+                self.clients[index].sweep = (0..=STATES).collect();
                 for _ in 0..4 {
                     self.bus.after(MS, Event::Work { client: index });
                 }
@@ -140,6 +140,7 @@ impl World {
         let equal = replicas::check(&map, content);
         let (lost, linear) = (lost::check(&self.history), linear::check(&self.history));
         let cleared = self.check_cleared(&map);
-        self.demand(lost.and(linear).and(equal).and(cleared));
+        let states = self.states.check();
+        self.demand(lost.and(linear).and(states).and(equal).and(cleared));
     }
 }

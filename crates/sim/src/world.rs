@@ -22,6 +22,7 @@ use crate::check::epochs::Epochs;
 use crate::check::flush::{Oracle, Synced};
 use crate::check::once::Once;
 use crate::check::prefix::Prefix;
+use crate::check::states::States;
 use crate::check::{Check, Violation};
 use crate::client::{BLOCKS, ClientHost};
 use crate::faults::{Fault, Moment, Pick, Ways, Whom};
@@ -87,6 +88,7 @@ pub(crate) struct World {
     primaries: BTreeMap<PgId, OsdId>,
     /// When each snapshot was taken, as far as its holder said so.
     taken: BTreeMap<(VolumeId, SnapId), Nanos>,
+    pub(crate) states: States,
     pub(crate) failure: Option<Violation>,
     pub(crate) healed: bool,
 }
@@ -126,6 +128,7 @@ impl World {
             setup_done: false,
             primaries: BTreeMap::new(),
             taken: BTreeMap::new(),
+            states: States::default(),
             failure: None,
             healed: false,
             options,
@@ -416,7 +419,12 @@ impl World {
         for (volume, snapshot, at) in std::mem::take(&mut self.clients[index].taken) {
             self.taken.insert((volume, snapshot), at);
         }
+        let unchanged = std::mem::take(&mut self.clients[index].unchanged);
+        if self.states.note(unchanged) {
+            self.bus.stats.sometimes("what changed between two snapshots is asked");
+        }
         for (block, view, value) in std::mem::take(&mut self.clients[index].viewed) {
+            self.states.see(block, view, value);
             // Whoever is ready for a later snapshot was so for the earlier ones at that moment.
             match self.taken.range((block.0, view)..=(block.0, SnapId::HEAD)).next() {
                 Some((_, at)) => self.history.held(block, value, *at),

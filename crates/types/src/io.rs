@@ -64,6 +64,17 @@ pub enum ClientOp {
         /// Discard: the blocks become absent. Otherwise they become explicit zeros.
         unmap: bool,
     },
+    /// Answered with what each block is, and without its data.
+    Status {
+        /// Which object, as it is in which view.
+        object: ObjectId,
+        /// Bytes from its start.
+        offset: u32,
+        /// Bytes.
+        len: u32,
+        /// Only what was written after this snapshot: blocks that did not change since are absent. 0: everything.
+        since: SnapId,
+    },
 }
 
 impl ClientOp {
@@ -71,7 +82,10 @@ impl ClientOp {
     #[must_use]
     pub fn object(&self) -> ObjectId {
         match self {
-            Self::Read { object, .. } | Self::Write { object, .. } | Self::Zero { object, .. } => *object,
+            Self::Read { object, .. }
+            | Self::Write { object, .. }
+            | Self::Zero { object, .. }
+            | Self::Status { object, .. } => *object,
         }
     }
 
@@ -79,7 +93,9 @@ impl ClientOp {
     #[must_use]
     pub fn range(&self) -> (u32, u32) {
         match self {
-            Self::Read { offset, len, .. } | Self::Zero { offset, len, .. } => (*offset, *len),
+            Self::Read { offset, len, .. } | Self::Zero { offset, len, .. } | Self::Status { offset, len, .. } => {
+                (*offset, *len)
+            }
             Self::Write { offset, data, .. } => (*offset, data.len() as u32),
         }
     }
@@ -87,7 +103,7 @@ impl ClientOp {
     /// Whether it changes the object.
     #[must_use]
     pub fn is_write(&self) -> bool {
-        !matches!(self, Self::Read { .. })
+        !matches!(self, Self::Read { .. } | Self::Status { .. })
     }
 }
 
@@ -107,12 +123,14 @@ pub enum ReplyBody {
     Done,
     /// The blocks of the range, in order.
     Data(ReadData),
+    /// The states of the blocks of the range, in order. A block that is being repaired counts as data.
+    Status(Vec<BlockState>),
 }
 
 /// Data that was read, with the checksum that was stored for each block.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ReadData {
-    /// Whole blocks; absent and zero blocks are zeros here.
+    /// Whole blocks; absent and zero blocks are zeros here. Nothing at all where only states are asked for.
     pub data: Bytes,
     /// One per block.
     pub blocks: Vec<BlockState>,
@@ -128,7 +146,7 @@ impl ReadData {
             let at = first as usize + index;
             if blocks.get(at) == Some(&BlockState::Absent) {
                 blocks[at] = *state;
-                if let BlockState::Data { .. } = state {
+                if matches!(state, BlockState::Data { .. }) && !data.is_empty() {
                     let size = BLOCK_SIZE as usize;
                     data[at * size..(at + 1) * size].copy_from_slice(&below.data[index * size..(index + 1) * size]);
                 }

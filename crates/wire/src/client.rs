@@ -11,9 +11,11 @@ use crate::{PayloadCheck, WireError, zeros};
 pub(crate) const READ: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 pub(crate) const ZERO: u16 = 3;
+pub(crate) const STATUS: u16 = 4;
 pub(crate) const REPLY_DONE: u16 = 16;
 pub(crate) const REPLY_DATA: u16 = 17;
 pub(crate) const REPLY_REFUSED: u16 = 18;
+pub(crate) const REPLY_STATUS: u16 = 19;
 
 const BLOCK_ABSENT: u8 = 0;
 const BLOCK_ZERO: u8 = 1;
@@ -47,6 +49,12 @@ pub(crate) fn put_request(request: &ClientRequest, out: &mut BytesMut, payload: 
             out.put_u8(u8::from(*unmap));
             ZERO
         }
+        ClientOp::Status { offset, len, since, .. } => {
+            out.put_u32_le(*offset);
+            out.put_u32_le(*len);
+            out.put_u64_le(since.0);
+            STATUS
+        }
     };
     Head { kind, c: request.c.0, g: request.generation.0, v: request.id.seq }
 }
@@ -78,6 +86,7 @@ pub(crate) fn take_request(
             ClientOp::Write { object, offset, data: payload, crcs }
         }
         ZERO => ClientOp::Zero { object, offset, len: fields.u32()?, unmap: fields.bool()? },
+        STATUS => ClientOp::Status { object, offset, len: fields.u32()?, since: SnapId(fields.u64()?) },
         kind => return Err(WireError::UnknownOperation { kind }),
     };
     fields.end()?;
@@ -92,6 +101,10 @@ pub(crate) fn put_reply(reply: &ClientReply, out: &mut BytesMut, payload: &mut V
         Ok(ReplyBody::Data(read)) => {
             payload.extend(put_read_data(read, out));
             REPLY_DATA
+        }
+        Ok(ReplyBody::Status(blocks)) => {
+            put_states(blocks, out);
+            REPLY_STATUS
         }
         Err(refusal) => {
             put_refusal(*refusal, out);
@@ -115,6 +128,7 @@ pub(crate) fn take_reply(
     let result = match head.kind {
         REPLY_DONE => Ok(ReplyBody::Done),
         REPLY_DATA => Ok(ReplyBody::Data(take_read_data(&mut fields, payload, check)?)),
+        REPLY_STATUS => Ok(ReplyBody::Status(take_states(&mut fields)?)),
         REPLY_REFUSED => Err(take_refusal(&mut fields)?),
         kind => return Err(WireError::UnknownOperation { kind }),
     };
@@ -122,49 +136,57 @@ pub(crate) fn take_reply(
     Ok(ClientReply { id, result })
 }
 
-/// Block states as a byte each, then the checksums of the data blocks. Blocks that are all absent or zero need no
-/// payload.
-fn put_read_data(read: &ReadData, out: &mut BytesMut) -> Option<Bytes> {
-    assert_eq!(read.blocks.len() * BLOCK_SIZE as usize, read.data.len(), "a read has one state for each block");
-    out.put_u32_le(read.blocks.len() as u32);
-    let mut has_data = false;
-    for block in &read.blocks {
+/// Block states as a byte each, then the checksums of the data blocks.
+fn put_states(blocks: &[BlockState], out: &mut BytesMut) {
+    out.put_u32_le(blocks.len() as u32);
+    for block in blocks {
         out.put_u8(match block {
             BlockState::Absent => BLOCK_ABSENT,
             BlockState::Zero => BLOCK_ZERO,
             BlockState::Data { .. } => BLOCK_DATA,
         });
     }
-    for block in &read.blocks {
+    for block in blocks {
         if let BlockState::Data { crc } = block {
-            has_data = true;
             out.put_u32_le(*crc);
         }
     }
-    has_data.then(|| read.data.clone())
 }
 
-fn take_read_data(fields: &mut Fields<'_>, payload: Bytes, check: PayloadCheck) -> Result<ReadData, WireError> {
+/// Not of more blocks than a frame can carry the data of.
+fn take_states(fields: &mut Fields<'_>) -> Result<Vec<BlockState>, WireError> {
     let count = fields.count(1)?;
+    let (len, limit) = (count * BLOCK_SIZE as usize, crate::MAX_FRAME_PAYLOAD);
+    if len > limit {
+        return Err(WireError::TooLong { what: "read data", len, limit });
+    }
     let tags = fields.bytes(count)?;
     let mut blocks = Vec::with_capacity(count);
-    let mut has_data = false;
     for tag in tags {
         blocks.push(match *tag {
             BLOCK_ABSENT => BlockState::Absent,
             BLOCK_ZERO => BlockState::Zero,
-            BLOCK_DATA => {
-                has_data = true;
-                BlockState::Data { crc: fields.u32()? }
-            }
+            BLOCK_DATA => BlockState::Data { crc: fields.u32()? },
             _ => return Err(fields.malformed()),
         });
     }
-    let len = count * BLOCK_SIZE as usize;
-    let limit = crate::MAX_FRAME_PAYLOAD;
-    if len > limit {
-        return Err(WireError::TooLong { what: "read data", len, limit });
-    }
+    Ok(blocks)
+}
+
+fn has_data(blocks: &[BlockState]) -> bool {
+    blocks.iter().any(|block| matches!(block, BlockState::Data { .. }))
+}
+
+/// The states, and the data; blocks that are all absent or zero need no payload.
+fn put_read_data(read: &ReadData, out: &mut BytesMut) -> Option<Bytes> {
+    assert_eq!(read.blocks.len() * BLOCK_SIZE as usize, read.data.len(), "a read has one state for each block");
+    put_states(&read.blocks, out);
+    has_data(&read.blocks).then(|| read.data.clone())
+}
+
+fn take_read_data(fields: &mut Fields<'_>, payload: Bytes, check: PayloadCheck) -> Result<ReadData, WireError> {
+    let blocks = take_states(fields)?;
+    let (len, has_data) = (blocks.len() * BLOCK_SIZE as usize, has_data(&blocks));
     if payload.len() != if has_data { len } else { 0 } {
         return Err(fields.malformed());
     }

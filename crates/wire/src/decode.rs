@@ -274,10 +274,10 @@ impl Header {
 
 fn operation(head: Head, body: &[u8], payload: Bytes, check: PayloadCheck) -> Result<Message, WireError> {
     match head.kind {
-        client::READ | client::WRITE | client::ZERO => {
+        client::READ | client::WRITE | client::ZERO | client::STATUS => {
             client::take_request(head, body, payload, check).map(Message::Request)
         }
-        client::REPLY_DONE | client::REPLY_DATA | client::REPLY_REFUSED => {
+        client::REPLY_DONE | client::REPLY_DATA | client::REPLY_REFUSED | client::REPLY_STATUS => {
             client::take_reply(head, body, payload, check).map(Message::Reply)
         }
         peer::HEARTBEAT | peer::HEARTBEAT_REPLY | peer::FIRST_PG..=peer::LAST_PG => {

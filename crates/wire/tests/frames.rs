@@ -50,6 +50,9 @@ fn client_op() -> impl Strategy<Value = ClientOp> {
             len,
             unmap
         }),
+        (object(), any::<u32>(), any::<u32>(), any::<u64>()).prop_map(|(object, offset, len, since)| {
+            ClientOp::Status { object, offset, len, since: SnapId(since) }
+        }),
     ]
 }
 
@@ -101,6 +104,7 @@ fn message() -> impl Strategy<Value = Message> {
     let result = prop_oneof![
         Just(Ok(ReplyBody::Done)),
         read_data().prop_map(|read| Ok(ReplyBody::Data(read))),
+        vec(state(), 0..9).prop_map(|blocks| Ok(ReplyBody::Status(blocks))),
         refusal().prop_map(Err),
     ];
     prop_oneof![

@@ -13,6 +13,7 @@ mod pool;
 mod restore;
 mod snapshot;
 mod status;
+mod transfer;
 mod trash;
 mod verify;
 mod volume;

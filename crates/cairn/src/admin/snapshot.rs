@@ -87,7 +87,7 @@ async fn find(client: &MetaClient, name: &str) -> Result<meta::Snapshot, Failure
     snapshot.ok_or_else(|| Failure::new(Code::NotFound, format!("there is no snapshot {name}")))
 }
 
-async fn all(client: &MetaClient, volume: Option<&str>) -> Result<Vec<meta::Snapshot>, Failure> {
+pub(super) async fn all(client: &MetaClient, volume: Option<&str>) -> Result<Vec<meta::Snapshot>, Failure> {
     let volume = volume.map(volume::reference).transpose()?;
     let mut snapshots = Vec::new();
     let mut page_token = String::new();

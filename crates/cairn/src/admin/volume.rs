@@ -1,4 +1,4 @@
-//! `cairn volume create|ls|info|resize|rename|label|set|attach|detach|rm|undelete`.
+//! `cairn volume create|ls|info|resize|rename|label|set|attach|detach|rm|undelete`; the rest is in `transfer`.
 
 use cairn_meta_client::MetaClient;
 use cairn_proto::attach::attach_daemon_client::AttachDaemonClient;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use super::limits::{self, Limits};
-use super::{Target, labels, manifest, moving, trash};
+use super::{Target, labels, manifest, moving, transfer, trash};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::size;
@@ -112,6 +112,21 @@ pub(crate) enum VolumeVerb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// How much space volumes and their snapshots use: of each what was written since the one before.
+    Du {
+        /// Their names, or `id:NUMBER`; none: all volumes.
+        volumes: Vec<String>,
+    },
+    /// Which parts of a volume have content, or have changed since a snapshot.
+    Diff(transfer::Diff),
+    /// Write a volume, or what has changed since a snapshot, into a file or a pipe. It may be in use.
+    Export(transfer::Export),
+    /// Make a volume of a file or a pipe, or bring one up to date with a diff.
+    Import(transfer::Import),
+    /// Make a volume as it was in a snapshot. It must not be in use; what was written since is lost.
+    Rollback(transfer::Rollback),
+    /// Make a clone independent of what it was made of. It must not be in use.
+    Flatten(transfer::Flatten),
     /// Take a volume out of the trash again.
     Undelete {
         /// The name it had, or `id:NUMBER`.
@@ -207,6 +222,12 @@ pub(crate) async fn run(verb: VolumeVerb, target: &Target) -> Outcome {
             println!("volume {} detached", volume.name);
             Ok(())
         }
+        VolumeVerb::Du { volumes } => transfer::du(&volumes, target).await,
+        VolumeVerb::Diff(options) => transfer::diff(&options, target).await,
+        VolumeVerb::Export(options) => transfer::export(&options, target).await,
+        VolumeVerb::Import(options) => transfer::import(&options, target).await,
+        VolumeVerb::Rollback(options) => transfer::rollback(&options, target).await,
+        VolumeVerb::Flatten(options) => transfer::flatten(&options, target).await,
         VolumeVerb::Rm { volume, now, dry_run } => remove(&client, &volume, now, dry_run, target.output).await,
     }
 }
@@ -327,7 +348,7 @@ pub(super) fn to_json(volume: &meta::Volume) -> Value {
         "created_at_s": volume.created_at_s, "snapshots": volume.snapshots,
         "parent_snapshot": volume.parents.first().map(|parent| parent.snapshot),
         "created_at_s": volume.created_at_s, "limits": limits::to_json(volume.limits.as_ref()),
-        "retention_s": volume.retention_s,
+        "retention_s": volume.retention_s, "restoring": (volume.restoring != 0).then_some(volume.restoring),
         "deleted_at_s": volume.trashed.map(|trashed| trashed.deleted_at_s),
         "expires_at_s": volume.trashed.map(|trashed| trashed.expires_at_s),
     })
@@ -379,6 +400,9 @@ fn info(volume: &meta::Volume, format: Format) -> Outcome {
     println!("snapshots   {}", volume.snapshots);
     if let Some(parent) = volume.parents.first() {
         println!("clone of    snapshot id:{} of volume id:{}", parent.snapshot, parent.volume);
+    }
+    if volume.restoring != 0 {
+        println!("closed      while it is rolled back to snapshot id:{}", volume.restoring);
     }
     for a in &volume.attachments {
         println!("attached    {} under generation {} ({})", a.node, a.generation, a.mode().as_str_name());

@@ -491,12 +491,12 @@ impl Meta for MetaDoor {
 
     async fn get_snapshot(&self, request: Request<GetSnapshotRequest>) -> Reply<GetSnapshotReply> {
         let by = request.into_inner().snapshot.unwrap_or_default();
-        let found = self.gateway.query(move |_, state| {
-            let found = query::snapshot(state, &by)?;
+        let found = self.gateway.query(move |machine, state| {
+            let found = query::snapshot(machine, state, &by)?;
             let missing = || Refusal::new(ErrorCode::NotFound, format!("there is no snapshot {}", named_snapshot(&by)));
             found.ok_or_else(|| Failure::from(missing()))
         });
-        Ok(Response::new(GetSnapshotReply { snapshot: Some(found.await.map_err(status)?) }))
+        Ok(Response::new(found.await.map_err(status)?))
     }
 
     async fn list_snapshots(&self, request: Request<ListSnapshotsRequest>) -> Reply<ListSnapshotsReply> {

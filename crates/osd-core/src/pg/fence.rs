@@ -27,9 +27,19 @@ pub(super) fn admit(map: &ClusterMap, request: &ClientRequest) -> Result<(), Ref
     }
     // A snapshot never changes: whoever reads it holds nothing.
     let view = request.op.object().snapshot;
+    let is_known = |snapshot| fence.snapshots.get(&snapshot) == Some(&SnapPhase::Ready);
+    if let ClientOp::Status { since, .. } = request.op
+        && since != SnapId(0)
+        && !is_known(since)
+    {
+        return Err(Refusal::NoSnapshot);
+    }
+    // What has content is nobody's secret: whoever asks need not hold the volume.
+    if matches!(request.op, ClientOp::Status { .. }) && view == SnapId::HEAD {
+        return Ok(());
+    }
     if !request.op.is_write() && view != SnapId::HEAD {
-        let known = fence.snapshots.get(&view) == Some(&SnapPhase::Ready);
-        return if known { Ok(()) } else { Err(Refusal::NoSnapshot) };
+        return if is_known(view) { Ok(()) } else { Err(Refusal::NoSnapshot) };
     }
     if !fence.generations.contains(&request.generation) {
         return Err(Refusal::Fenced);

@@ -8,14 +8,17 @@ use cairn_types::peer::{BlockSet, EntryOp, PgMessage};
 use cairn_types::scrub::{BlockCopy, MAX_SCRUB_OBJECTS, Mend, ScrubAsk, ScrubFound};
 use cairn_types::{BLOCK_SIZE, ConfVersion, ObjectId, OsdId};
 
+use super::read::ClientRead;
 use super::{Ctx, ListFor, Pg};
 
 /// Bytes described at once: a bound for what is read without a pause.
 const PIECE: u32 = 512 << 10;
 
 /// Whom an inspection is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum InspectFor {
+    /// A client who asks for states.
+    Client { serial: u64, read: Box<ClientRead> },
     /// The scrub, in this inspection.
     Scrub { serial: u64 },
     /// The repair of this range: what ought to be there.

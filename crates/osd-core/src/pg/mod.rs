@@ -344,6 +344,7 @@ impl Pg {
     pub(crate) fn handle_inspected(&mut self, ctx: &mut Ctx<'_>, what: InspectFor, copies: &[BlockCopy]) {
         self.touched = true;
         match what {
+            InspectFor::Client { serial, read } => self.client_inspected(ctx, serial, *read, copies),
             InspectFor::Scrub { serial } => self.piece_inspected(ctx, serial, copies),
             InspectFor::Repair { c, object, offset } => self.repair_inspected(c, (object, offset), copies),
         }

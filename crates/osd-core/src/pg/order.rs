@@ -219,7 +219,7 @@ impl Pg {
                 }
                 (EntryOp::Zero { object: layer, offset, len, unmap }, Bytes::new())
             }
-            ClientOp::Read { .. } => unreachable!("reads are not ordered"),
+            ClientOp::Read { .. } | ClientOp::Status { .. } => unreachable!("reads are not ordered"),
         };
         let over = ctx.out.bytes_in_flight + data.len() > ctx.own.bytes_in_flight && ctx.out.bytes_in_flight > 0;
         if over || self.dups.kept(request.id.session) >= MAX_KEPT_REPLIES {
@@ -268,6 +268,7 @@ impl Pg {
             && offset.checked_add(len).is_some_and(|end| end <= self.object_size)
             && object.pool == self.id.pool
             && (object.snapshot == SnapId::HEAD || !request.op.is_write())
+            && !matches!(request.op, ClientOp::Status { since, .. } if since >= object.snapshot)
             && object.volume == request.volume
             && request.id.seq > request.acked_through
             && request.pg == self.id

@@ -4,12 +4,16 @@
 //! What a client reads is a view: the newest layer below it that knows a block says what is there. Layers are read one after
 //! the other, newest first, as far as blocks are still unknown. Content only ever moves to a lower layer, and is there
 //! before it leaves the upper one, so that no order of reading misses it.
+//!
+//! Who asks for the states of blocks only is answered in the same way, from the index alone. Of layers above a snapshot
+//! it learns what has changed since.
 
-use cairn_types::io::{BlockState, ClientRequest, ReadData, Refusal, ReplyBody};
+use cairn_types::io::{BlockState, ClientOp, ClientRequest, ReadData, Refusal, ReplyBody};
 use cairn_types::peer::{Run, RunContent};
+use cairn_types::scrub::BlockCopy;
 use cairn_types::{BLOCK_SIZE, ObjectId, RequestId, SnapId};
 
-use super::{Ctx, Pg, ReadFor, fence};
+use super::{Ctx, InspectFor, Pg, ReadFor, fence};
 use crate::output::{ConnId, ReadFailure};
 use crate::planted::{Bug, planted};
 
@@ -56,6 +60,10 @@ impl Pg {
         // Most volumes have no snapshots: one layer, and nothing to remember of others.
         let fence = fence.filter(|fence| !fence.snapshots.is_empty());
         let mut below: Vec<SnapId> = fence.map_or_else(Vec::new, |fence| fence.layers_below(view.snapshot).collect());
+        if let ClientOp::Status { since, .. } = request.op {
+            let skips = planted(Bug::SinceSkips);
+            below.retain(|layer| *layer >= since && !(skips && *layer == since && since != SnapId(0)));
+        }
         let object = view.at(below.pop().unwrap_or_default());
         let envelope = Box::new(request.clone());
         let request = ReadRequest { id: request.id, object, offset, len, below, above: None, envelope };
@@ -65,6 +73,13 @@ impl Pg {
     /// See [`Pg::start_read`].
     pub(super) fn read_again(&mut self, ctx: &mut Ctx<'_>, read: ClientRead) {
         let (object, offset, len) = (read.request.object, read.request.offset, read.request.len);
+        if matches!(read.request.envelope.op, ClientOp::Status { .. }) {
+            let Some(primary) = &mut self.primary else { return };
+            primary.reading += 1;
+            let what = InspectFor::Client { serial: primary.serial, read: Box::new(read) };
+            ctx.out.inspect(self.id, object, (offset, len), false, what);
+            return;
+        }
         let lacking = self.missing.lacking(object, offset, len);
         if !lacking.is_empty() {
             self.repair.wait_for(object, &lacking, Some(read));
@@ -107,6 +122,18 @@ impl Pg {
         }
     }
 
+    /// The index's answer to who wants states only. What is missing here is being repaired: it is there.
+    pub(super) fn client_inspected(&mut self, ctx: &mut Ctx<'_>, serial: u64, read: ClientRead, copies: &[BlockCopy]) {
+        let (object, offset, len) = (read.request.object, read.request.offset, read.request.len);
+        let lacking = self.missing.lacking(object, offset, len);
+        let state = |at: u32| {
+            let copy = copies.get(((at - offset) / BLOCK_SIZE) as usize).copied().unwrap_or_default();
+            copy.state().filter(|_| !lacking.contains(at)).unwrap_or(BlockState::Data { crc: 0 })
+        };
+        let blocks = (offset..offset + len).step_by(BLOCK_SIZE as usize).map(state).collect();
+        self.client_read_done(ctx, serial, read, Ok(ReadData { data: bytes::Bytes::new(), blocks }));
+    }
+
     /// One layer is read: the next one, or the answer.
     fn layer_read(&mut self, ctx: &mut Ctx<'_>, mut read: ClientRead, data: ReadData) {
         let request = &mut read.request;
@@ -145,7 +172,11 @@ impl Pg {
             std::mem::take(&mut primary.ready).into_iter().partition(|read| read.after <= commit);
         primary.ready = wait;
         for read in done {
-            let result = fence::admit(ctx.map, &read.envelope).map(|()| ReplyBody::Data(read.data));
+            let body = match read.envelope.op {
+                ClientOp::Status { .. } => ReplyBody::Status(read.data.blocks),
+                _ => ReplyBody::Data(read.data),
+            };
+            let result = fence::admit(ctx.map, &read.envelope).map(|()| body);
             ctx.out.reply(read.conn, read.id, result);
         }
     }

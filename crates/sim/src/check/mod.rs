@@ -7,6 +7,7 @@ pub(crate) mod lost;
 pub(crate) mod once;
 pub(crate) mod prefix;
 pub(crate) mod replicas;
+pub(crate) mod states;
 
 /// A promise that is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +24,8 @@ pub enum Check {
     Prefix,
     /// Nothing is acknowledged before every in-sync disk has it.
     Flush,
+    /// What is said to have no content, or not to have changed, is so.
+    States,
     /// Epochs and configurations go forward only.
     Epochs,
     /// At the end all in-sync disks hold the same bytes.
@@ -52,6 +55,7 @@ impl Check {
             Self::Once => "executed once",
             Self::Prefix => "committed prefix",
             Self::Flush => "flush oracle",
+            Self::States => "states",
             Self::Epochs => "epochs",
             Self::Replicas => "replicas equal",
             Self::Cleared => "cleared",

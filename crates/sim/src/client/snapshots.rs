@@ -12,7 +12,7 @@ use cairn_proto::meta::{
 use cairn_types::map::SnapPhase;
 use cairn_types::{BLOCK_SIZE, Generation, PoolId, SessionId, SnapId, VolumeId};
 
-use super::{Asked, BLOCKS, ClientHost, Holding, WINDOW};
+use super::{Asked, BLOCKS, ClientHost, Holding, STATES, WINDOW};
 use crate::bus::{Bus, Event, MS};
 use crate::rng::Rng;
 
@@ -53,7 +53,7 @@ impl ClientHost {
         let ready = all.filter(|(_, (_, phase))| **phase == SnapPhase::Ready).map(|(volume, (id, _))| (volume, *id));
         let ready = ready.collect::<Vec<_>>();
         let next = if self.resting {
-            self.sweep = (0..BLOCKS).collect();
+            self.sweep = (0..=STATES).collect();
             self.to_view.pop()
         } else if ready.is_empty() {
             None
@@ -71,6 +71,8 @@ impl ClientHost {
         self.session = u128::from(bus.rng.next()) << 64 | u128::from(bus.rng.next());
         self.volume = Some(volume);
         self.view = view;
+        let older = ready.iter().rev().find(|(of, id)| *of == volume && *id < view);
+        self.since = older.map_or(SnapId(0), |(_, id)| *id);
         let config = Config {
             session: SessionId(self.session),
             volume,
