@@ -94,7 +94,7 @@ async fn what_is_wrong_is_one_event_with_cause_and_remedy() {
     assert!(message.contains("volume asks for more than the pool has free; ask for less"), "{message}");
     let (message, _) = cluster.event("classless", "FailedBinding").await;
     assert!(message.contains("name one (there are: \"block\") or mark one as the default"), "{message}");
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(50), "ten times what it may take: {:?}", begin.elapsed());
 
     // What was missing comes: nothing has to be asked for again.
     create(&cluster.all::<StorageClass>(), class("gold", json!({}))).await;
