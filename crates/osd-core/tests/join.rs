@@ -1,16 +1,16 @@
 //! A primary that joins the layers of a snapshot that goes, by hand: what it takes for the answer it asked for, and what it
-//! remembers of a walk. Both windows are too short for chance to meet them often.
+//! remembers of a walk, and what it does when more goes meanwhile. These windows are too short for chance to meet them often.
 
 mod maps;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cairn_osd_core::{Config, ConnId, ListToken, OsdCore, Output, PgChange, Time};
-use cairn_types::io::{ClientOp, ClientRequest};
+use cairn_osd_core::{Config, ConnId, ListToken, OsdCore, Output, PgChange, ReadToken, Time};
+use cairn_types::io::{BlockState, ClientOp, ClientRequest, ReadData};
 use cairn_types::map::{ClusterMap, PgConfig, SnapPhase, VolumeFence};
-use cairn_types::peer::{HeartbeatReply, LogPoint, LogReport, Logged, PeerMessage, PgMessage};
+use cairn_types::peer::{EntryOp, HeartbeatReply, LogPoint, LogReport, Logged, PeerMessage, PgMessage};
 use cairn_types::{
     BLOCK_SIZE, ConfVersion, Epoch, Generation, Incarnation, ObjectId, OsdId, PgId, PoolId, RequestId, SessionId,
     SnapId, TraceId, VolumeId,
@@ -29,6 +29,11 @@ const FENCED_AT: Epoch = Epoch(2);
 
 /// One group of these members, in sync under one interval, and the two volumes.
 fn map(epoch: Epoch, c: u64, members: &[OsdId]) -> Arc<ClusterMap> {
+    map_with(epoch, c, members, &[(GOING, SnapPhase::Going)])
+}
+
+/// The same, where the volume has these snapshots.
+fn map_with(epoch: Epoch, c: u64, members: &[OsdId], snapshots: &[(SnapId, SnapPhase)]) -> Arc<ClusterMap> {
     let pool = maps::pool(members.len() as u32, 1, 1);
     let config = PgConfig {
         c: ConfVersion(c),
@@ -40,7 +45,7 @@ fn map(epoch: Epoch, c: u64, members: &[OsdId]) -> Arc<ClusterMap> {
         ..PgConfig::default()
     };
     let held = |by| VolumeFence { pool: PoolId(1), generations: [Generation(by)].into(), ..VolumeFence::default() };
-    let going = VolumeFence { snapshots: [(GOING, SnapPhase::Going)].into(), ..held(1) };
+    let going = VolumeFence { snapshots: snapshots.iter().copied().collect(), ..held(1) };
     let fenced = held(if epoch < FENCED_AT { 1 } else { 2 });
     Arc::new(ClusterMap {
         epoch,
@@ -59,6 +64,9 @@ struct Primary {
     reports: usize,
     /// Layers that were written to.
     written: Vec<ObjectId>,
+    /// What each layer of the volume's object holds: a byte that stands for a block.
+    layers: BTreeMap<SnapId, BTreeMap<u32, u8>>,
+    reads: VecDeque<(ReadToken, ObjectId, u32, u32)>,
     proposed: Vec<PgChange>,
     /// The other member's log, and whether it acknowledges what comes.
     log: Vec<LogPoint>,
@@ -70,19 +78,25 @@ struct Primary {
 impl Primary {
     /// Serves, and waits for the first answer of its walk.
     fn new(members: &[OsdId]) -> Self {
+        Self::under(map(Epoch(1), 1, members))
+    }
+
+    fn under(map: Arc<ClusterMap>) -> Self {
         let mut primary = Self {
             core: OsdCore::new(Config::new(ME, LIFE, Epoch(1)), 1, Time(0)),
             now: Time(0),
             lists: VecDeque::new(),
             reports: 0,
             written: Vec::new(),
+            layers: BTreeMap::new(),
+            reads: VecDeque::new(),
             proposed: Vec::new(),
             log: Vec::new(),
             acknowledges: true,
             requests: 0,
             map: Arc::default(),
         };
-        primary.hear_map(map(Epoch(1), 1, members));
+        primary.hear_map(map);
         primary.until(|primary| !primary.lists.is_empty());
         primary
     }
@@ -114,7 +128,13 @@ impl Primary {
             match output {
                 Output::Persist { token, transaction } => {
                     self.written.extend(transaction.append.iter().map(|logged| logged.entry.op.object()));
+                    for Logged { entry, data } in &transaction.append {
+                        self.apply(&entry.op, data);
+                    }
                     self.core.handle_persisted(self.now, token);
+                }
+                Output::Read { token, object, offset, len, .. } => {
+                    self.reads.push_back((token, object, offset, len));
                 }
                 Output::PersistEpoch { token, .. } => self.core.handle_persisted(self.now, token),
                 Output::List { token, .. } => self.lists.push_back(token),
@@ -125,6 +145,37 @@ impl Primary {
             }
         }
         self.core.invariants();
+    }
+
+    fn apply(&mut self, op: &EntryOp, data: &[u8]) {
+        if op.object().volume != VOLUME {
+            return;
+        }
+        let blocks = |offset: u32, len: usize| offset / BLOCK_SIZE..offset / BLOCK_SIZE + len as u32 / BLOCK_SIZE;
+        let layer = self.layers.entry(op.object().snapshot).or_default();
+        match op {
+            EntryOp::Write { offset, .. } => layer.extend(blocks(*offset, data.len()).map(|block| (block, data[0]))),
+            EntryOp::Zero { offset, len, .. } => {
+                let gone = blocks(*offset, *len as usize);
+                layer.retain(|block, _| !gone.contains(block));
+            }
+            EntryOp::Remove { .. } => layer.clear(),
+        }
+    }
+
+    /// Answers the oldest question for content.
+    fn read(&mut self) {
+        let (token, object, offset, len) = self.reads.pop_front().expect("a walk reads");
+        let layer = self.layers.entry(object.snapshot).or_default();
+        let (mut data, mut blocks) = (Vec::new(), Vec::new());
+        for block in offset / BLOCK_SIZE..(offset + len) / BLOCK_SIZE {
+            let content = vec![layer.get(&block).copied().unwrap_or(0); BLOCK_SIZE as usize];
+            let known = layer.contains_key(&block);
+            blocks.push(if known { BlockState::Data { crc: crc32c::crc32c(&content) } } else { BlockState::Absent });
+            data.extend(content);
+        }
+        self.core.handle_read(self.now, token, Ok(ReadData { data: data.into(), blocks }));
+        self.settle();
     }
 
     /// What the other member says to it.
@@ -237,4 +288,43 @@ fn what_was_reported_as_joined_stays_so_for_the_interval() {
     primary.write(VOLUME);
     primary.until(|primary| !primary.written.is_empty());
     assert_eq!(primary.written.pop().map(|layer| layer.snapshot), Some(SnapId(0)));
+}
+
+/// The layer that a join writes to may not have been there when the walk looked. When its snapshot goes too, what is in it
+/// is older than what is above, and must not come down over that.
+#[test]
+fn a_layer_that_a_join_has_made_goes_before_those_above_it() {
+    let (lower, higher) = (SnapId(4), SnapId(6));
+    let members = [ME];
+    let phases = |lower_phase, higher_phase| [(lower, lower_phase), (GOING, SnapPhase::Going), (higher, higher_phase)];
+    let one = map_with(Epoch(1), 1, &members, &phases(SnapPhase::Ready, SnapPhase::Ready));
+    let mut primary = Primary::under(one);
+    primary.layers.insert(GOING, [(0, 5)].into());
+    primary.layers.insert(higher, [(0, 6)].into());
+    let object = ObjectId { pool: PG.pool, volume: VOLUME, index: 0, snapshot: SnapId(0) };
+    let token = primary.lists.pop_front().expect("a walk asks");
+    primary.core.handle_list(primary.now, token, vec![object.at(GOING), object.at(higher)]);
+    primary.settle();
+    // The first slice comes down to where nothing was.
+    primary.until(|primary| !primary.reads.is_empty());
+    primary.read();
+    assert_eq!(primary.layers[&lower], [(0, 5)].into());
+    // Now all three go.
+    primary.hear_map(map_with(Epoch(2), 1, &members, &phases(SnapPhase::Going, SnapPhase::Going)));
+    for _ in 0..400 {
+        while !primary.reads.is_empty() {
+            primary.read();
+        }
+        if let Some(token) = primary.lists.pop_front() {
+            let layers = primary.layers.iter().filter(|(_, blocks)| !blocks.is_empty());
+            let objects = layers.map(|(layer, _)| object.at(*layer)).collect();
+            primary.core.handle_list(primary.now, token, objects);
+            primary.settle();
+        }
+        if primary.reads.is_empty() && primary.lists.is_empty() {
+            primary.tick();
+        }
+    }
+    primary.layers.retain(|_, blocks| !blocks.is_empty());
+    assert_eq!(primary.layers, [(SnapId(0), [(0, 6)].into())].into(), "the newest is what is left");
 }

@@ -409,6 +409,8 @@ impl Pg {
         }
         if !ops.is_empty() {
             ops.push((EntryOp::Zero { object, offset, len, unmap: true }, bytes::Bytes::new()));
+            // The layer below may not have been there when the page was listed. Should it go too, it goes first.
+            layers.insert(target.snapshot);
         }
         if planted(Bug::JoinForgets) {
             ops.clear();
